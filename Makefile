@@ -1,0 +1,47 @@
+# `make train` watches a model learn to click; `make test` checks everything. Both work on a machine with Python 3.11+ and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TASK ?= toy/click-button
+ARGS ?=
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: train eval test test-slow docs bench chromium clean help
+
+help:
+	@grep -E '^# |^[a-z-]+:.*##' Makefile | sed 's/:.*##/  -/'
+
+$(VENV)/.run: settings.ini setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -e '.[browser]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(PIP) -e '.[dev]'
+	touch $@
+
+chromium: $(VENV)/.run  ## find a Chromium, or install one (apt where root, else playwright's own)
+	$(BIN)/python -c 'from vlm_agent.browser import install_chromium; print(install_chromium())'
+
+train: $(VENV)/.run $(if $(filter miniwob/% web:%,$(TASK)),chromium)  ## train on TASK (default toy/click-button): make train TASK=miniwob/click-test
+	$(BIN)/python examples/train_qwen2_vl.py --mode train --task $(TASK) $(ARGS)
+
+eval: $(VENV)/.run  ## look at what the last training run made
+	$(BIN)/python examples/train_qwen2_vl.py --mode test --task $(TASK) $(ARGS)
+
+test: $(VENV)/.dev chromium  ## notebooks clean, in sync and green, and all of tests/
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(VENV)/.dev chromium  ## the cells and tests that take minutes
+	$(BIN)/python -m pytest --slow $(ARGS)
+
+docs: $(VENV)/.dev  ## the site, into _docs/
+	$(BIN)/python nbs/site/build.py
+
+bench: $(VENV)/.dev  ## benchmarks; see benchmarks/README.md
+	$(BIN)/python benchmarks/run.py $(ARGS)
+
+clean:
+	rm -rf _docs _proc build dist *.egg-info .pytest_cache
