@@ -2,7 +2,6 @@
 import ast
 import json
 import math
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -155,7 +154,7 @@ def test_several_actions_keep_their_order(name):
     got = decoder.decode_all("I do three things:\n" + "\n\n".join(texts), size, seen)
     assert [a["type"] for a in got] == ["click", "type", "click"] and got[1] == actions[1]
     assert decoder.decode("\n".join(texts), size, seen) == got[2]
-    assert decoder.decode("\n".join(texts[:1]) + "\n" + texts[1][:-3], size, seen) == got[0]  # cut short: the last complete one
+    assert decoder.decode("\n".join(texts[:1]) + "\n" + texts[1][:texts[1].index("ok")], size, seen) == got[0]  # cut short: the last complete one
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -296,6 +295,15 @@ def test_any_text_ends_in_an_action_or_the_error(name):
 def test_random_text(text, name): is_action_or_error(ActionDecoder(name), text, (160, 210), (160, 224))
 
 
+FOUND = [  # by fuzzing, kept
+    ("pyautogui", "pyautogui.moveTo(x=5.25,0.) 5y=\npyautogui.dragTo(x=0)75, y=1"),  # a drag from a move that has no y
+]
+
+
+@pytest.mark.parametrize("name, text", FOUND)
+def test_what_fuzzing_found(name, text): is_action_or_error(ActionDecoder(name), text, (160, 210), (160, 224))
+
+
 # -- time
 
 def hostile(n):
@@ -348,9 +356,8 @@ def test_ten_megabytes_of_text_are_typed():
 
 def test_the_module_runs_nothing_and_imports_little():
     tree = ast.parse((Path(__file__).parent.parent/"vlm_agent"/"decoder.py").read_text(encoding="utf-8"))
-    imported = {(n.module or "").split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)} | {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
-    assert imported - set(sys.stdlib_module_names) == {"vlm_agent"} and "ast" not in imported and "pickle" not in imported
-    assert {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and (n.module or "").startswith("vlm_agent")} == {"vlm_agent.core"}
+    imported = {"." * n.level + n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)} | {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    assert imported == {"__future__", "json", "math", "re", "dataclasses", "statistics", "typing", ".core"}
     assert not {n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)} & {"eval", "exec", "compile", "__import__", "getattr", "globals"}
 
 
@@ -398,7 +405,7 @@ def test_calibration_finds_a_wrong_space(true, stated):
 
 
 def test_calibration_says_when_nothing_fits():
-    lost = calibrate(Model(TARGETS, "text", off=300), SCREENS, TARGETS, "text")
+    lost = calibrate(Model(TARGETS, "text", off=-60), SCREENS, TARGETS, "text")
     assert lost.verdict.startswith("no space fits")
     mute = calibrate(lambda obs: [Prediction("I cannot see it.")] * 4, SCREENS, TARGETS, "text")
     assert mute.verdict.startswith("no answer is a place") and "no action found" in mute.verdict

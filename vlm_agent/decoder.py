@@ -74,8 +74,8 @@ def _as_number(s):
     "An int where an int is written; one too long to be a pixel becomes a float, or infinity, which no action takes."
     return int(s) if len(s) < 16 and s.lstrip("+-").isdigit() else float(s)
 
-# %% ../nbs/05_decoder.ipynb #7d41da56
-_BUDGET, _DEEP = 20_000, 32  # tokens of one answer and levels of brackets: real answers stay below 1,000 and 5
+# %% ../nbs/05_decoder.ipynb #14a17fa6
+_BUDGET, _DEEP = 8_000, 32  # tokens outside of strings in one answer, and levels of brackets: real answers stay below 1,000 and 5
 
 class _Reader:
     "Reads values at a place in a text."
@@ -447,22 +447,25 @@ def _json_syntax(*keys, wrap=lambda d: d, tag="{}", dumps=lambda d: json.dumps(d
     def write(verb, fields): return tag.replace("{}", dumps(wrap({keys[0]: verb.name, **{k: v for k, v in fields.items() if v is not None or always}})))
     return Syntax(read, write)
 
-# %% ../nbs/05_decoder.ipynb #f294d8bb
+# %% ../nbs/05_decoder.ipynb #1add3bae
 _LISTED = re.compile(r"(?m)^[ \t]*+[0-9]++[.)](?=\s)")  # "1. " before an entry of a list
-_POSTFIX = re.compile(r"([+-]?(?:[0-9]++(?:\.[0-9]++)?|\.[0-9]++)(?!\w))|((?<!\w)(?:\"(?:[^\"\\]++|\\.)*+\"|'(?:[^'\\]++|\\.)*+'))|([^\W\d]\w*+)|[,\s()\[\]]++|(.)", re.S)
+_WORD = re.compile(r"([+-]?(?:[0-9]++(?:\.[0-9]++)?|\.[0-9]++)(?!\w))|(?<!\w)(['\"])|([^\W\d]\w*+)|[,\s()\[\]]++|(.)", re.S)
+_CLOSED = {q: re.compile(rf"[^{q}\\]*+(?:\\.[^{q}\\]*+)*+{q}", re.S) for q in "'\""}
 
 def _read_postfix(text, verbs):
-    "`100 200 click`: values, then the name. Words that are neither, and marks, begin anew."
-    found, run, left, text = [], [], 2 * _BUDGET, _LISTED.sub(";", text)
-    for m in _POSTFIX.finditer(text):
+    "`100 200 click`: values, then the name. Any other word or mark begins anew."
+    found, run, text, at, left, dead = [], [], _LISTED.sub(";", text), 0, 2 * _BUDGET, set()
+    while m := _WORD.match(text, at):
         if (left := left - 1) < 0: raise ActionDecodeError(f"more than {2 * _BUDGET} words, numbers and brackets where an action is expected", text)
+        at = m.end()
         if m[1]: run.append(_as_number(m[1]))
-        elif m[2]: run.append(_unescape(m[2][1:-1]))
+        elif m[2] and m[2] not in dead and (string := _CLOSED[m[2]].match(text, at)): run.append(_unescape(text[at:string.end() - 1])); at = string.end()
         elif m[3] in _WORDS: run.append(_WORDS[m[3]])
         elif m[3] and (name := m[3].lower()) in verbs:
             if run or _alone(text, m): found.append(_postfix(name, verbs[name], run))
             run = []
-        elif m[3] or m[4]:
+        elif m.lastindex:
+            if m[2]: dead.add(m[2])
             if m[3] and run: found.append(_Reason("unknown action", word=m[3], known=tuple(verbs)))
             run = []
     return found
@@ -483,8 +486,9 @@ def _write_postfix(verb, fields):
     while values and values[-1][1] is None: values.pop()
     return " ".join([_literal(ACTIONS[verb.name][k] if v is None else v) for k, v in values if not (verb.name == "scroll" and v is None and k in "xy")] + [verb.name])
 
-# %% ../nbs/05_decoder.ipynb #e8e1688b
-_LOC = re.compile(r"((?:<loc_?[0-9]{1,4}>\s*+){2,4}+)([a-z_]++)?(\()?")
+# %% ../nbs/05_decoder.ipynb #01cd647b
+_LOC_FIRST = re.compile(r"((?:<loc[0-9]{4}> *+){2,4}+)([a-z_]++)?(\()?")  # PaliGemma: place, label
+_LOC_LAST = re.compile(r"((?:<loc_[0-9]{1,4}>){2,4}+)()(\()?")              # Florence-2: label, place
 
 def _location_syntax(last, digits, label_first):
     "Places as location tokens, everything else as a call: `<loc_250><loc_500><loc_250><loc_500>` and `type(\"hello\")`."
@@ -500,7 +504,7 @@ def _location_syntax(last, digits, label_first):
         return f"{'' if said and before else ' ' + (name if said else 'click')}({', '.join(map(str, place))}{', ' if said and m[3] else ')'}"
     def read(text, verbs):
         if text.count("<loc") > _BUDGET // 8: raise ActionDecodeError(f"more than {_BUDGET // 8} location tokens", text)
-        return calls.read(_LOC.sub(as_call, text), verbs)
+        return calls.read((_LOC_LAST if label_first else _LOC_FIRST).sub(as_call, text), verbs)
     def write(verb, fields):
         place = [fields[k] for k in ("x", "y", "x2", "y2") if fields.get(k) is not None]
         if not place: return calls.write(verb, fields)
@@ -561,7 +565,7 @@ def _or_bare(syntax):
         return found
     return Syntax(read, syntax.write)
 
-# %% ../nbs/05_decoder.ipynb #95f2d0d3
+# %% ../nbs/05_decoder.ipynb #96de5009
 @dataclass(frozen=True)
 class Dialect:
     "One way to say actions."
@@ -599,11 +603,12 @@ def _tidy(found, submits):
         if not isinstance(a, dict): out.append(a); continue
         if first := a.pop("_first", None): out.append(first)
         last = out[-1] if out and isinstance(out[-1], dict) else {}
-        if a["type"] == "drag" and "x" not in a and "x" in last:
+        if a["type"] == "drag" and "x" not in a and last.keys() >= {"x", "y"}:
             a |= {"x": last["x"], "y": last["y"]}
             if last["type"] == "move": out.pop()
         if submits and a == {"type": "key", "keys": ["enter"]} and last.get("type") == "type" and not last.get("submit"): last["submit"] = True; continue
         out += [dict(a) for _ in range(a.pop("_times", 1))]
+        if len(out) > _BUDGET: raise ActionError(f"more than {_BUDGET} actions in one answer")
     return out
 
 # %% ../nbs/05_decoder.ipynb #f3030306
@@ -1010,13 +1015,13 @@ class ActionDecoder:
         centre = min(max(math.floor(p / n), 0), last) * n + n / 2
         return int(centre) if centre == int(centre) else centre
 
-# %% ../nbs/05_decoder.ipynb #b73e4d16
+# %% ../nbs/05_decoder.ipynb #160cbbdb
 def _no(reason): raise ActionError(reason)
 
 def _sides(size, name):
     "(width, height) as plain numbers."
     if size is None: return None
-    try: w, h = (int(v) if v == int(v) else float(v) for v in size)
+    try: w, h = (int(v) if v == int(v + 0) else float(v) for v in size)
     except (TypeError, ValueError, OverflowError): w = h = 0
     return (w, h) if 0 < w < 1e6 and 0 < h < 1e6 else _no(f"{name} is (width, height) in pixels, got {_shorten(str(size) if isinstance(size, (int, float, str, tuple)) else type(size).__name__, 60)}")
 
@@ -1030,7 +1035,9 @@ def _answer(text):
         if end < 0: raise ActionDecodeError("the answer ends within the model's thoughts: <think> without </think>; allow more tokens", text)
         text = text[end + 1:]
     elif (end := text.rfind("\n</think>")) >= 0: text = text[end + 9:]
-    while (text := text.rstrip()).endswith(_ENDS): text = next(text.removesuffix(e) for e in _ENDS if text.endswith(e))
+    for _ in range(9):  # a few: a text of end tokens only must not take long
+        if not (text := text.rstrip()).endswith(_ENDS): break
+        text = next(text.removesuffix(e) for e in _ENDS if text.endswith(e))
     return text
 
 # %% ../nbs/05_decoder.ipynb #26c500fc
