@@ -30,9 +30,9 @@ from .core import ActionError, check_action, nearest
 from .environment import EnvironmentFault, ScreenEnv
 
 # %% auto #0
-__all__ = ['CHROMIUM_NAMES', 'DEADLINE', 'KEYS', 'MINIWOB_SIZES', 'find_chromium', 'install_chromium', 'Allowed', 'PageTask',
+__all__ = ['CHROMIUM_NAMES', 'DEADLINE', 'KEYS', 'MINIWOB_ORACLES', 'find_chromium', 'install_chromium', 'Allowed', 'PageTask',
            'Tab', 'load', 'look', 'ask', 'settle', 'Chromium', 'close', 'shared_chromium', 'key_combination', 'perform',
-           'BrowserEnv', 'miniwob_folder', 'miniwob_tasks', 'miniwob_task']
+           'BrowserEnv', 'miniwob_folder', 'miniwob_tasks', 'miniwob_task', 'web_task']
 
 # %% ../nbs/07_browser.ipynb #f7d8aee7
 CHROMIUM_NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
@@ -82,7 +82,7 @@ class Allowed:
         port = port or (443 if parts.scheme in ("https", "wss") else 80)
         return any(entry in (host, f"{host}:{port}") for entry in map(str.lower, self.hosts))
 
-# %% ../nbs/07_browser.ipynb #5f396e7d
+# %% ../nbs/07_browser.ipynb #5d6c5e56
 @dataclass
 class PageTask:
     "A task in a page. The functions are JavaScript; each gets one argument."
@@ -95,10 +95,12 @@ class PageTask:
     solve: object = None            # (values) -> the next action, JavaScript; or a list of actions
     hosts: tuple = ()               # What else than the url's own host the page may reach
     folder: str = None              # Which files it may load
-    reload: bool = True             # Load the page anew at each reset, in a browser context of its own
+    renew: str = "context"          # What is made anew at each reset: the browser "context", the "page", or "nothing"
     last_look: bool = True          # Take a screenshot when the episode is over
     max_steps: int = None
     css: str = ""                   # Injected into the page
+    prepare: str = ""               # JavaScript that runs before the page's own
+    go: str = None                  # Run after the first screenshot: what was held until then may move
 
 # %% ../nbs/07_browser.ipynb #a8c03c70
 DEADLINE = 20.0  # seconds for one call; on a busy machine the slowest healthy call took 3
@@ -140,7 +142,7 @@ class Tab:
         self.lose("closed")
         with contextlib.suppress(Exception): await asyncio.wait_for(self.context.close(), DEADLINE)
 
-# %% ../nbs/07_browser.ipynb #38decd5b
+# %% ../nbs/07_browser.ipynb #e12a5b72
 async def _open(self:Tab):
     "Make context and page, and watch over them."
     w, h = self.task.size
@@ -149,7 +151,7 @@ async def _open(self:Tab):
     try:
         await self.context.route("**/*", self._route)
         await self.context.route_web_socket(lambda url: not self.allowed(url), self._refuse_socket)
-        await self.context.add_init_script(f"({_INIT})({json.dumps(_SELECTS + self.task.css)})")
+        await self.context.add_init_script(f"({_INIT})({json.dumps(_SELECTS + self.task.css)}); {self.task.prepare}")
         self.page = await self.context.new_page()
         self.cdp = await self.context.new_cdp_session(self.page)
     except BaseException: await self.close(); raise
@@ -181,7 +183,7 @@ def _popup(self:Tab, page):
 for f in (_open, _route, _refuse_socket, _dialog, _popup): setattr(Tab, f.__name__, f)
 Tab.open = Tab._open
 
-# %% ../nbs/07_browser.ipynb #2bae87fb
+# %% ../nbs/07_browser.ipynb #478bfea4
 async def load(self:Tab):
     "Go to the task's page."
     self.loaded = False
@@ -205,19 +207,21 @@ async def ask(self:Tab, function, argument=None, what="script", seconds=DEADLINE
             if attempt == 2 or "context was destroyed" not in str(e) and "navigat" not in str(e): raise
             with contextlib.suppress(Error): await self.do(self.page.wait_for_load_state("load", timeout=DEADLINE * 1e3), "waiting for a page to load")
 
+_TWO_FRAMES = "() => new Promise(r => (f => f(() => f(r)))((window.frame || requestAnimationFrame).bind(window)))"
+
 async def settle(self:Tab, quiet=0.05, most=3.0):
     "Wait until two frames were drawn and no request was in flight for `quiet` seconds, at most `most`."
     end = time.monotonic() + most
-    await self.ask("() => new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r)))", what="drawing")
+    await self.ask(_TWO_FRAMES, what="drawing")
     while time.monotonic() < end:
         await asyncio.sleep(quiet)
         if not self.pending: break
-    await self.ask("() => new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r)))", what="drawing")
+    await self.ask(_TWO_FRAMES, what="drawing")
     if self._chores: await asyncio.wait(set(self._chores), timeout=DEADLINE)
 
 for f in (load, look, ask, settle): setattr(Tab, f.__name__, f)
 
-# %% ../nbs/07_browser.ipynb #5fba2d41
+# %% ../nbs/07_browser.ipynb #7f2b4295
 class Chromium:
     "A browser and its pages; every call from another thread goes through `run`."
     def __init__(self,
@@ -264,7 +268,7 @@ class Chromium:
     async def take_back(self, tab):
         "Keep the page for the next episode, or close it."
         try:
-            if tab.lost.done() or tab.task.reload: await tab.close()
+            if tab.lost.done() or tab.task.renew == "context": await tab.close()
             else: self.idle[tab.task.spec_name].append(tab)
         finally: self.free.release()
 
@@ -273,8 +277,9 @@ class Chromium:
         kept = [tab for tabs in self.idle.values() for tab in tabs]
         if len(kept) >= self.pages: self.idle[kept[0].task.spec_name].remove(kept[0]); await kept[0].close()
 
-# %% ../nbs/07_browser.ipynb #04c5245c
-_FLAGS = ["--font-render-hinting=none", "--disable-smooth-scrolling", "--disable-gpu", "--disable-frame-rate-limit", "--disable-gpu-vsync",  # a screenshot waits for the next frame: 5 ms instead of 25
+# %% ../nbs/07_browser.ipynb #91020a7d
+_FLAGS = ["--font-render-hinting=none", "--disable-smooth-scrolling", "--disable-gpu", "--disable-partial-raster",  # same page, same pixels
+          "--disable-frame-rate-limit", "--disable-gpu-vsync",  # a screenshot waits for the next frame: 5 ms instead of 25
           "--force-webrtc-ip-handling-policy=disable_non_proxied_udp", "--dns-prefetch-disable", "--disable-quic"]
 
 async def _launch(self:Chromium):
@@ -395,18 +400,22 @@ class BrowserEnv(ScreenEnv):
             if isinstance(e, (EnvironmentFault, asyncio.CancelledError)): raise
             raise EnvironmentFault(f"{self.spec_name}: {type(e).__name__}: {str(e)[:500]}") from e
 
-# %% ../nbs/07_browser.ipynb #6e4d9a86
+# %% ../nbs/07_browser.ipynb #5303d66d
 async def _begin(self:BrowserEnv, seed):
-    if self.task.reload and self.tab is not None: await self._release()
+    if self.task.renew == "context" and self.tab is not None: await self._release()
     if self.tab is None: self.tab = await self.chromium.lend(self.task)
     tab = self.tab
-    if not tab.loaded or tab.page.url != self.task.url: await tab.load()
+    load = self.task.renew != "nothing" or not tab.loaded or tab.page.url != self.task.url
+    if load: await tab.load()
     await tab.do(tab.page.mouse.move(0, 0), "moving the pointer away")  # what it hovers over is drawn differently
     self.values, self.answer = await tab.ask(self.task.start, seed, "the task's start") or {}, None
     self.goal = str(self.values["goal"]) if "goal" in self.values else self.task.goal.format_map(self.values)
-    if self.task.reload: await tab.settle()
+    if load: await tab.settle()  # pictures and fonts come in
+    if (await self._state())[1]: raise EnvironmentFault(f"{self.spec_name}: the goal is reached before anything was done")
     tab.notes.clear()
-    return await self._look()
+    seen = await self._look()
+    if self.task.go: await tab.ask(self.task.go, None, "letting time run")
+    return seen
 
 async def _look(self:BrowserEnv, **info):
     pixels, png = await self.tab.look()
@@ -417,7 +426,7 @@ async def _act(self:BrowserEnv, a):
     tab.notes.clear()
     if a["type"] == "answer": self.answer = a["text"]
     await tab.perform(a)
-    if self.task.reload or a["type"] in ("scroll", "back", "goto"): await tab.settle()
+    if self.task.renew == "context" or a["type"] in ("scroll", "back", "goto"): await tab.settle()
     reward, over, error = await self._state()
     last = over or a["type"] == "done" or self.max_steps is not None and self.steps >= self.max_steps
     info = {"error": "; ".join(filter(None, [*tab.notes, error])), **({"success": reward > 0} if last else {})}
@@ -427,29 +436,118 @@ async def _act(self:BrowserEnv, a):
 
 async def _state(self:BrowserEnv):
     "-> (reward, over, what is wrong)"
-    if not self.task.reload and self.tab.page.url != self.task.url: self.tab.loaded = False; return 0.0, True, "the task's page was left"
+    if self.task.renew != "context" and self.tab.page.url != self.task.url: self.tab.loaded = False; return 0.0, True, "the task's page was left"
     reward, over, *error = await self.tab.ask(self.task.state, {"answer": self.answer, "values": self.values}, "reading the state")
     return float(reward), bool(over), *(error or [""])
 
 async def _oracle(self:BrowserEnv):
+    if isinstance(self.task.solve, list): return await self._listed_action(self.task.solve)
     return await self.tab.ask(self.task.solve, self.values, "the oracle")
 
 for f in (_begin, _look, _act, _state, _oracle): setattr(BrowserEnv, f.__name__, f)
 
-# %% ../nbs/07_browser.ipynb #daab4a10
+# %% ../nbs/07_browser.ipynb #2af095b5
 _MINIWOB_CSS = "#click-canvas,#reward-display{display:none!important} *{caret-color:transparent!important} ::-webkit-calendar-picker-indicator{display:none!important}"
-_MINIWOB_START = """seed => {
+_MINIWOB_CLOCK = """{const now = Date.now, shift = Date.UTC(2024, 0, 15, 12) - now(), later = () => now() + shift;  // some pages show today's date
+Date = new Proxy(Date, {construct: (D, a) => a.length ? new D(...a) : new D(later()), apply: D => new D(later()).toString(), get: (D, k) => k === 'now' ? later : Reflect.get(D, k)});}"""
+_MINIWOB_HOLD = """window.frame = requestAnimationFrame;
+for (const name of ['setTimeout', 'setInterval', 'requestAnimationFrame']) {
+    const later = window[name].bind(window);  // what comes due while `held` is true waits (an interval skips a turn)
+    window[name] = (call, ...rest) => {const due = (...a) => {if (!window.held) call(...a); else if (name !== 'setInterval') setTimeout(due, 5, ...a)}; return later(due, ...rest)};
+}"""
+_MINIWOB_START = """async seed => {
     if (core.EP_TIMER !== null) core.endEpisode(0);
     if (document.activeElement) document.activeElement.blur();
     Math.seedrandom(seed);
+    window.memory = {}, window.held = true;  // of the oracle; where timers are held until the first screenshot
     core.EPISODE_MAX_TIME = 2147483647;  // the most that setTimeout takes: time is not the agent's problem here
     core.startEpisodeReal();
+    if (document.images.length) await Promise.all([...document.images].map(i => i.decode().catch(() => null)));
     const u = core.getUtterance();
     return {goal: typeof u === 'string' ? u : u.utterance};
 }"""
+_MINIWOB_RELOADED = frozenset("book-flight book-flight-nodelay choose-date choose-date-easy choose-date-medium choose-date-nodelay copy-paste-2 drag-cube hot-cold scroll-text scroll-text-2 simon-says stock-market".split())  # something of the last episode stays
+_MINIWOB_TIMED = frozenset("chase-circle hover-shape moving-items simon-says stock-market".split())  # something moves from the first moment on
 _MINIWOB_STATE = "() => [WOB_RAW_REWARD_GLOBAL, WOB_DONE_GLOBAL]"
-MINIWOB_SIZES = {}
 
+# %% ../nbs/07_browser.ipynb #16db4b8e
+_ORACLE_WORDS = """
+const goal = (u => typeof u === 'string' ? u : u.utterance)(core.getUtterance()), part = re => (goal.match(re) || [])[1];
+const one = s => document.querySelector(s), all = s => [...document.querySelectorAll(s)];
+const says = (s, t) => all(s).find(e => e.textContent.trim() === t.trim() && e.checkVisibility());
+const spot = e => {  // a point where nothing lies above it; undefined if there is none
+    const r = e.getBoundingClientRect(), parts = [.5, .25, .75, .1, .9];
+    for (const f of parts) for (const g of parts) { const x = r.left + r.width * g, y = r.top + r.height * f, top = document.elementFromPoint(x, y); if (top && e.contains(top)) return {x, y}; }
+};
+const centre = e => { const r = e.getBoundingClientRect(); return {x: r.left + r.width / 2, y: r.top + r.height / 2}; };
+const click = e => ({type: 'click', ...(spot(e) || centre(e))}), key = (...keys) => ({type: 'key', keys}), type = text => ({type: 'type', text});
+const drag = (e, dx, dy) => { const p = spot(e) || centre(e); return {type: 'drag', ...p, x2: Math.min(Math.max(p.x + dx, 0), 160), y2: Math.min(Math.max(p.y + dy, 0), 210)}; };
+const fill = (e, t) => e.value === t ? null : document.activeElement !== e ? click(e) : e.value === '' ? type(t) : memory.all ? (memory.all = 0, type(t)) : (memory.all = 1, key('ctrl', 'a'));
+const submit = () => click(says('button', 'Submit') || one('#subbtn')), directions = {left: [-1, 0], right: [1, 0], up: [0, -1], down: [0, 1]};
+const tick = wanted => all('#area label').filter(l => wanted.includes(l.textContent.trim()) !== l.firstElementChild.checked).map(click)[0] || submit();
+const scrolled = (e, down) => Math.abs(e.scrollTop - (down ? e.scrollHeight - e.clientHeight : 0)) < 2 ? null : {type: 'scroll', ...centre(e), dy: down ? 500 : -500};
+const memory = window.memory;
+"""
+_TICK = "tick((part(/Select (.*) and click/) || part(/Select (.*)/)).split(', '))"
+_BUTTON = "click(says('button', part(/\"(.*)\"/)))"
+_ENTER = "fill(one('#tt'), part(/\"(.*)\"/)) || submit()"
+_ANSWER = "fill(one('#math-answer'), String(%s)) || submit()"
+_MOVE = "memory.moved ? submit() : (memory.moved = 1, drag(one('%s'), ...directions[part(/(left|right|up|down)/)].map(d => d * 15)))"
+
+MINIWOB_ORACLES = {
+    "click-test": "click(one('#subbtn'))",
+    "click-test-2": "click(one('#subbtn'))",
+    "click-test-transfer": "click(one('#subbtn'))",
+    "click-button": _BUTTON,
+    "unicode-test": _BUTTON,
+    "click-button-sequence": "click(one(memory.first ? '#subbtn2' : (memory.first = 1, '#subbtn')))",
+    "click-checkboxes": _TICK,
+    "click-checkboxes-large": _TICK,
+    "click-checkboxes-transfer": _TICK,
+    "click-option": "tick([part(/Select (.*) and click/)])",
+    "click-link": "click(says('.alink', part(/\"(.*)\"/)))",
+    "click-dialog": "click(one('.ui-dialog-titlebar button'))",
+    "click-dialog-2": "click(part(/\"(.*)\"/) === 'x' ? one('.ui-dialog-titlebar button') : says('.ui-dialog-buttonset button', part(/\"(.*)\"/)))",
+    "click-tab": "click(says('#area ul a', part(/(Tab #\\d)/)))",
+    "click-collapsible": "$('.ui-accordion-content:visible').length ? submit() : click(one('h3'))",
+    "click-color": "click(one(`#area [data-color=${part(/the (\\w+) colored/)}]`))",
+    "click-shades": "click(all('#area span').find(e => (e.dataset.color === part(/(red|green|blue)/)) !== (e.className === 'selected')) || one('#submit'))",
+    "click-widget": "click(one(`[data-type=${part(/\"(.*)\"/)}]`))",
+    "ascending-numbers": "click(says('svg text', '1') || all('svg rect').sort((a, b) => a.dataset.index - b.dataset.index)[0])",
+    "number-checkboxes": "click(all('#area input').find((e, i) => e.checked !== !!PATTERNS[part(/\"(\\d)\"/)].flat()[i]) || one('#subbtn'))",
+    "focus-text": "click(one('#tt'))",
+    "focus-text-2": "click(one('#tt' + part(/(\\d)/)))",
+    "enter-text": _ENTER,
+    "enter-text-dynamic": _ENTER,
+    "enter-password": "fill(one('#password'), part(/\"(.*)\"/)) || fill(one('#verify'), part(/\"(.*)\"/)) || submit()",
+    "login-user": "fill(one('#username'), part(/username \"(.*?)\"/)) || fill(one('#password'), part(/password \"(.*?)\"/)) || click(one('#subbtn'))",
+    "enter-date": "(([m, d, y]) => one('#tt').value === `${y}-${m}-${d}` ? submit() : document.activeElement === one('#tt') ? type(m + d + y) : {type: 'click', x: one('#tt').getBoundingClientRect().left + 8, y: centre(one('#tt')).y})(part(/([\\d/]{10})/).split('/'))",
+    "enter-time": "one('#tt').value ? submit() : document.activeElement === one('#tt') ? type(part(/(\\d+):/).padStart(2, '0') + part(/:(\\d+)/) + part(/(AM|PM)/)[0]) : {type: 'click', x: one('#tt').getBoundingClientRect().left + 8, y: centre(one('#tt')).y}",
+    "read-table": "fill(one('#tt'), all('#tab tr').find(r => r.cells[0].textContent === part(/value of (.*) into/)).cells[1].textContent) || submit()",
+    "simple-arithmetic": _ANSWER % "(([a, op, b]) => op === '+' ? +a + +b : op === '-' ? a - b : a * b)(one('#math-problem').textContent.split(' '))",
+    "simple-algebra": _ANSWER % "(([a, op, b, _, c]) => a === 'x' ? (op === '+' ? c - b : +c + +b) : op === '+' ? c - a : a - c)(one('#math-problem').textContent.split(' '))",
+    "text-transform": "fill(one('#tt'), one('#captcha').textContent) || submit()",
+    "find-word": "fill(one('#answer-input'), one('#area p').textContent.trim().split(/\\s+/)[part(/(\\d+)/) - 1].replace(/[^a-zA-Z]/g, '')) || submit()",
+    "guess-number": "(m => { if (one('#tt').value && m.asked === one('#tt').value) { if (one('#higher').checkVisibility()) m.low = +m.asked + 1; else m.high = m.asked - 1; m.asked = ''; } const guess = String(Math.floor(((m.low ?? 0) + (m.high ?? 9)) / 2)); return fill(one('#tt'), guess) || (m.asked = guess, submit()); })(memory)",
+    "copy-paste": "[() => click(one('#to-copy')), () => key('ctrl', 'a'), () => key('ctrl', 'c'), () => click(one('#answer-input')), () => key('ctrl', 'v'), submit][memory.step = (memory.step ?? -1) + 1]()",
+    "choose-list": "(s => s.options[s.selectedIndex].text === part(/Select (.*) from/) ? submit() : !s.matches(':open') ? click(s) : (o => centre(o).y > 205 ? {type: 'scroll', x: centre(o).x, y: 190, dy: 60} : click(o))([...s.options].find(o => o.text === part(/Select (.*) from/))))(one('#options'))",
+    "scroll-text": "scrolled(one('#text-area'), true) || fill(one('#answer-input'), one('#text-area').value.trim().split(/\\s+/).pop().replace('.', '')) || submit()",
+    "scroll-text-2": "scrolled(one('#text-area'), goal.includes('bottom')) || submit()",
+    "sign-agreement": "goal.includes('Scroll') ? scrolled(one('#text-area'), true) || fill(one('#name'), part(/name \"(.*)\" then/)) || click(one('#' + part(/press \"(\\w+)\"/).toLowerCase())) : click(one('#cancel'))",
+    "drag-box": "((s, l) => { const a = centre(s), b = centre(l); return smallBoxContained() ? submit() : spot(s) ? drag(s, b.x - a.x, b.y - a.y) : drag(l, a.x - b.x, a.y - b.y); })(one('#draggableSmall'), one('#draggableLarge'))",
+    "drag-circle": _MOVE % "circle",
+    "drag-single-shape": _MOVE % ".black-shape",
+    "drag-items": "(items => { const from = items.findIndex(e => e.textContent === part(/Drag (\\S+) to|Drag (\\S+) (?:up|down)/) || goal.startsWith(`Drag ${e.textContent} `)), n = items.length; const to = goal.includes('to the top') ? 0 : goal.includes('to the bottom') ? n - 1 : goal.includes('down by one') ? from + 1 : goal.includes('up by one') ? from - 1 : part(/to the (\\d)/) - 1; return drag(items[from], 0, centre(items[to]).y - centre(items[from]).y + (to > from ? 6 : -6)); })(all('#sortable li'))",
+    "drag-sort-numbers": "(items => { const value = e => parseInt(e.textContent), right = [...items].sort((a, b) => value(a) - value(b)), i = items.findIndex((e, k) => value(e) !== value(right[k])); return i < 0 ? submit() : drag(right[i], 0, centre(items[i]).y - centre(right[i]).y - 6); })(all('#sortable li'))",
+    "use-slider": "(s => { const [low, high, is, want] = [s.slider('option', 'min'), s.slider('option', 'max'), s.slider('value'), +part(/Select (-?\\d+)/)], handle = one('.ui-slider-handle'), r = one('#slider').getBoundingClientRect(), f = (want - is) / (high - low); return is === want ? submit() : !memory.dragged ? (memory.dragged = 1, s.slider('option', 'orientation') === 'horizontal' ? drag(handle, f * r.width, 0) : drag(handle, 0, -f * r.height)) : key(want > is ? 'right' : 'left'); })($('#slider'))",
+    "use-spinner": "(d => d ? click(one(d > 0 ? '.ui-spinner-up' : '.ui-spinner-down')) : submit())(+part(/Select (-?\\d+)/) - one('#spinner').value)",
+    "resize-textarea": "memory.done ? click(one('#submit')) : (memory.done = 1, (d => drag(one('.ui-resizable-se'), ...(goal.includes('width') ? [d, 0] : [0, d])))(goal.includes('larger') ? 12 : -15))",
+    "highlight-text": "memory.marked ? submit() : (memory.marked = 1, {...click(one('#randomText')), count: 3})",
+}
+
+def _oracle_script(name): return f"() => {{{_ORACLE_WORDS}; return {MINIWOB_ORACLES[name]};}}" if name in MINIWOB_ORACLES else None
+
+# %% ../nbs/07_browser.ipynb #23b49300
 def miniwob_folder()->Path:
     "Where the `miniwob` package keeps its pages."
     import importlib.util
@@ -467,5 +565,60 @@ def miniwob_task(spec:str # "miniwob/click-test"
     "A MiniWoB++ task by name."
     if spec not in miniwob_tasks(): raise ValueError(f"unknown task {spec!r}{nearest(spec, miniwob_tasks())}; MiniWoB++ has {len(miniwob_tasks())} tasks, see vlm_agent.browser.miniwob_tasks()")
     name, folder = spec.partition("/")[2], miniwob_folder()
-    return PageTask(spec, (folder/"miniwob"/f"{name}.html").as_uri(), MINIWOB_SIZES.get(name, (160, 210)), start=_MINIWOB_START, state=_MINIWOB_STATE,
-                    folder=str(folder), reload=False, last_look=False, css=_MINIWOB_CSS)
+    timed = name in _MINIWOB_TIMED
+    return PageTask(spec, (folder/"miniwob"/f"{name}.html").as_uri(), start=_MINIWOB_START, state=_MINIWOB_STATE,
+                    folder=str(folder), renew="page" if name in _MINIWOB_RELOADED else "nothing", solve=_oracle_script(name), last_look=False, css=_MINIWOB_CSS, prepare=_MINIWOB_CLOCK + _MINIWOB_HOLD * timed,
+                    go="() => {window.held = false}" if timed else None)
+
+# %% ../nbs/07_browser.ipynb #e9306dd1
+_WEB_KEYS = ("url", "html", "goal", "success", "setup", "viewport", "max_steps", "allowed_hosts", "oracle")
+_WEB_RANDOM = "const random = (s => () => { s = s + 0x6D2B79F5 | 0; let t = Math.imul(s ^ s >>> 15, 1 | s); t = t + Math.imul(t ^ t >>> 7, 61 | t) ^ t; return ((t ^ t >>> 14) >>> 0) / 4294967296; })(seed | 0);"  # mulberry32
+
+def _read_yaml(path):
+    import yaml
+    try: d = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError: raise ValueError(f"no task file {str(path)!r}") from None
+    except yaml.YAMLError as e: raise ValueError(f"{path}: not YAML: {e}") from None
+    if not isinstance(d, dict): raise ValueError(f"{path}: expected keys and values, got {type(d).__name__}")
+    for key in d:
+        if key not in _WEB_KEYS: raise ValueError(f"{path}: unknown key {key!r}{nearest(key, _WEB_KEYS)}; known: {', '.join(_WEB_KEYS)}")
+    for key in ("goal", "success"):
+        if not isinstance(d.get(key), str) or not d[key].strip(): raise ValueError(f"{path}: {key} is missing")
+    if ("url" in d) == ("html" in d): raise ValueError(f"{path}: give either url or html")
+    return d
+
+# %% ../nbs/07_browser.ipynb #27e70536
+def web_task(spec:str # "web:path/to/task.yaml"
+            )->PageTask:
+    "The task of a YAML file."
+    path = Path(spec.removeprefix("web:")); d = _read_yaml(path)
+    if "html" in d:
+        page = (path.parent/d["html"]).resolve()
+        if not page.is_file(): raise ValueError(f"{path}: html: no file {str(page)!r}")
+        url, folder = page.as_uri(), str(page.parent)
+    else:
+        url, folder = d["url"], None
+        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname: raise ValueError(f"{path}: url must begin with http:// or https://, got {url!r}")
+    size, most, hosts = d.get("viewport", [1280, 720]), d.get("max_steps", 20), d.get("allowed_hosts", [])
+    if not (isinstance(size, list) and len(size) == 2 and all(type(v) is int and 16 <= v <= 8192 for v in size)): raise ValueError(f"{path}: viewport must be [width, height] in pixels, got {size!r}")
+    if type(most) is not int or most < 1: raise ValueError(f"{path}: max_steps must be a whole number from 1, got {most!r}")
+    if not (isinstance(hosts, list) and all(isinstance(h, str) for h in hosts)): raise ValueError(f"{path}: allowed_hosts must be a list of names, got {hosts!r}")
+    start = f"async seed => {{ {_WEB_RANDOM} const values = await (async () => {{ {d.get('setup', '')} }})(); return {{...values, seed}}; }}"
+    state = f"({{answer, values}}) => {{ const {{seed}} = values; try {{ const v = Number({d['success']}) || 0; return [Math.min(Math.max(v, 0), 1), v >= 1]; }} catch (e) {{ return [0, false, `success: ${{e}}`]; }} }}"
+    return PageTask(spec, url, tuple(size), d["goal"], start, state, d.get("oracle"), tuple(map(str.lower, hosts)), folder, max_steps=most)
+
+# %% ../nbs/07_browser.ipynb #bbdca476
+_POINT = """s => { const e = document.querySelector(s); if (!e) return null; e.scrollIntoViewIfNeeded ? e.scrollIntoViewIfNeeded() : 0; const r = e.getBoundingClientRect(); return [r.left + r.width / 2, r.top + r.height / 2]; }"""
+
+async def _listed_action(self:BrowserEnv, actions):
+    "The action of a list whose turn it is."
+    if self.steps >= len(actions): return {"type": "done"}
+    a = {k: v.format_map(self.values) if k in ("text", "url", "at") else v for k, v in actions[self.steps].items()}
+    selector = a.pop("at", None)
+    if selector is not None:
+        point = await self.tab.ask(_POINT, selector, "the oracle")
+        if point is None: raise EnvironmentFault(f"{self.spec_name}: the oracle's {selector!r} is not on the page")
+        a["x"], a["y"] = point
+    return check_action(a, self.size)
+
+BrowserEnv._listed_action = _listed_action
