@@ -1,0 +1,278 @@
+"Screens to learn from: random widgets in random styles, with every goal that makes sense on them. No page of MiniWoB++ is among them."
+import math
+import random
+from dataclasses import dataclass, field
+from functools import cache
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from folder import COLOURS, GRID, LABELS, PATCH, SEEN, SHAPES
+from vlm_agent import environment
+from vlm_agent.environment import SIZE, TOYS, draw_widgets
+
+W, H = SIZE
+RGB = {"red": [(255, 0, 0), (220, 40, 40)], "green": [(0, 128, 0), (40, 160, 60)], "blue": [(0, 0, 255), (50, 80, 220)], "yellow": [(255, 255, 0), (240, 210, 40)],
+       "purple": [(128, 0, 128), (150, 50, 180)], "orange": [(255, 165, 0), (245, 140, 30)], "black": [(0, 0, 0), (25, 25, 25)], "grey": [(128, 128, 128), (150, 150, 150)],
+       "pink": [(255, 192, 203), (255, 150, 190)], "cyan": [(0, 255, 255), (60, 220, 230)]}
+ASKS = dict(
+    colour=["Click the {} button.", "Click on the {} colored box.", "Click the {} box.", "Press the {} button."],
+    button=['Click the "{}" button.', 'Click "{}".', 'Click on the "{}" button.', "Click button {}."],
+    link=['Click "{}".', 'Click the "{}" link.'], checkbox=['Tick "{}".', "Tick {}.", 'Click "{}".'], tab=['Click "{}".', "Click the {} tab."],
+    shape=["Click the {}.", "Click on the {}."], single=["Click the button.", "Click on the button.", "Press the button."],
+    typing=['Type "{}".', 'Enter "{}".', 'Type "{}" into the field.'])
+FONTS = ("/usr/share/fonts/truetype/liberation/LiberationSans-Regular.ttf", "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf", None)  # None: Pillow's own
+FONT_SHARES = (0.6, 0.2, 0.2)
+MIX = dict(colour=0.2, text=0.34, shape=0.18, single=0.07, both=0.09, toy=0.08, typing=0.04)
+EASY = dict(colour=0.4, text=0.12, shape=0.34, single=0.06, both=0.08)  # for the first steps: colours and shapes bind before words do
+
+
+@cache
+def font(which:int, size:int):
+    "A font of `FONTS`, or Pillow's own where this machine does not have it."
+    try: return ImageFont.truetype(FONTS[which], size) if FONTS[which] else ImageFont.load_default(size=size)
+    except OSError: print(f"{FONTS[which]} is not installed: Pillow's own font takes its place; the base will read other fonts less well", flush=True); return ImageFont.load_default(size=size)
+
+
+@dataclass
+class Thing:
+    "Something on the screen that has a name."
+    box: tuple             # (x, y, w, h) in pixels
+    kind: str              # "button", "link", "field", ..., or a shape
+    colour: str = None
+    word: str = None
+
+    @property
+    def name(self): return " ".join(filter(None, (self.colour, self.kind if self.kind not in ("button", "link", "tab", "checkbox") or not (self.colour or self.word) else None, self.word)))
+
+
+@dataclass
+class Goal:
+    "An instruction and its answer."
+    text: str
+    task: str
+    box: tuple = None      # Where to click
+    name: str = ""         # What is there, in words
+    typed: str = None      # What to type instead
+
+
+@dataclass
+class Scene:
+    image: np.ndarray      # (210, 160, 3) uint8
+    goals: list
+    things: list = field(default_factory=list)
+
+
+def made_up(rng): return "".join(rng.choice("bcdfghjklmnprstvwz") + rng.choice("aeiou") for _ in range(rng.randint(1, 3))) + rng.choice(["", "n", "s", "r", "t"])
+def jitter(rng, rgb, by): return tuple(max(0, min(255, v + rng.randint(-by, by))) for v in rgb)
+def paint(rng, colour): return jitter(rng, rng.choice(RGB[colour]), 12)
+def apart(box, others, gap): return all(box[0] + box[2] + gap < x or x + w + gap < box[0] or box[1] + box[3] + gap < y or y + h + gap < box[1] for x, y, w, h in others)
+
+
+def scatter(rng, sizes, top):
+    "Boxes (x, y, w, h) below `top` that do not touch, or None where there was no room."
+    boxes = []
+    for w, h in sizes:
+        for _ in range(30):
+            box = (rng.randint(2, W - w - 3), rng.randint(top + 2, H - h - 3), w, h)
+            if apart(box, boxes, 3): boxes.append(box); break
+        else: return None
+    return boxes
+
+
+class Style:
+    "Fonts, lines and backgrounds of one screen."
+    def __init__(self, rng):
+        self.rng, self.which, self.points = rng, rng.choices(range(len(FONTS)), FONT_SHARES)[0], rng.choice([10, 11, 11, 12, 12, 13, 13, 13, 14])
+        self.back = (255, 255, 255) if rng.random() < 0.7 else jitter(rng, (240, 240, 240), 14)
+        self.line, self.radius = rng.choice([(60, 60, 60), (0, 0, 0), (118, 118, 118)]), rng.choice([0, 0, 2, 4])
+        self.face = jitter(rng, rng.choice([(225, 225, 225), (239, 239, 239), (245, 245, 245)]), 8)
+        self.image = Image.new("RGB", (W, H), self.back); self.pen = ImageDraw.Draw(self.image)
+
+    def width(self, word): return int(font(self.which, self.points).getlength(word))
+
+    def draw(self, t:Thing):
+        x, y, w, h = t.box; d, rng = self.pen, self.rng
+        if t.kind in SHAPES: draw_shape(d, t, paint(rng, t.colour), self.line if rng.random() < 0.5 else None); return
+        if t.kind == "field": d.rounded_rectangle([x, y, x + w, y + h], self.radius//2, fill="white", outline=(118, 118, 118)); return
+        if t.kind in ("button", "tab"):
+            face = paint(rng, t.colour) if t.colour else self.face
+            d.rounded_rectangle([x, y, x + w, y + h], self.radius, fill=face, outline=self.line)
+            if t.kind == "tab": d.line([x + 1, y + h, x + w - 1, y + h], fill=face)
+        if not t.word: return
+        points = self.points
+        while font(self.which, points).getlength(t.word) > w - 2 and points > 9: points -= 1
+        ink = (0, 0, 0)
+        if t.kind == "button" and 0.3 * face[0] + 0.59 * face[1] + 0.11 * face[2] <= 110: ink = (255, 255, 255)
+        if t.kind == "checkbox":
+            d.rectangle([x, y + h/2 - 6, x + 12, y + h/2 + 6], fill="white", outline=(118, 118, 118))
+            d.text((x + 18, y + h/2), t.word, fill=ink, font=font(self.which, points), anchor="lm"); return
+        if t.kind == "link": ink = (0, 0, 238); d.line([x + 2, y + h/2 + points/2, x + w - 2, y + h/2 + points/2], fill=ink)
+        d.text((x + w/2 + rng.random(), y + h/2 + rng.random()), t.word, fill=ink, font=font(self.which, points), anchor="mm")
+
+    def distract(self, taken, top):
+        "Lines of text, empty fields, a window's frame: nothing that a goal is about; the fields are returned."
+        rng, fields = self.rng, []
+        for _ in range(rng.randint(1, 3)):
+            w, h = (rng.randint(30, 140), 19) if rng.random() < 0.5 else (rng.randint(40, 110), 11)
+            for _ in range(10):
+                box = (rng.randint(1, W - w - 2), rng.randint(top + 1, H - h - 2), w, h)
+                if not apart(box, taken + [f.box for f in fields], 2): continue
+                if h == 19: fields.append(Thing(box, "field")); self.draw(fields[-1])
+                else:
+                    text = "".join(rng.choice("aeioulrstnmdpc  ") for _ in range(40))
+                    while font(self.which, 10).getlength(text) > w: text = text[:-1]
+                    self.pen.text(box[:2], text, fill=(0, 0, 0), font=font(self.which, 10))
+                break
+        return fields
+
+    def window(self, boxes, top):
+        "A frame with a title bar around everything."
+        l, t = max(0, min(b[0] for b in boxes) - self.rng.randint(4, 20)), max(top, min(b[1] for b in boxes) - self.rng.randint(22, 40))
+        r, b = min(W - 1, max(x + w for x, _, w, _ in boxes) + self.rng.randint(4, 20)), min(H - 1, max(y + h for _, y, _, h in boxes) + self.rng.randint(4, 20))
+        self.pen.rectangle([l, t, r, b], fill="white", outline=(170, 170, 170)); self.pen.rectangle([l + 2, t + 2, r - 2, t + 18], fill=self.face, outline=(170, 170, 170))
+
+    def finish(self, asked, top):
+        "The screenshot, with the instruction in a yellow bar if there is room for it, and with a little noise now and then."
+        if top:
+            self.pen.rectangle([0, 0, W, top - 1], fill=(255, 255, 0)); self.pen.text((4, 6), asked[:30], fill=(0, 0, 0), font=font(self.which, self.rng.choice([10, 11])))
+        a = np.asarray(self.image)
+        if self.rng.random() < 0.3: a = np.clip(a.astype(np.int16) + np.random.RandomState(self.rng.randrange(1 << 30)).randint(-6, 7, a.shape), 0, 255).astype(np.uint8)
+        return a
+
+
+def draw_shape(d, t, fill, line):
+    x, y, w, h = t.box; cx, cy = x + w/2, y + h/2
+    if t.kind == "circle": d.ellipse([x, y, x + w, y + h], fill=fill, outline=line); return
+    star = [(cx + r * math.cos(a), cy + r * math.sin(a)) for i in range(10) for r, a in [((w/5 if i % 2 else w/2), (i/5 - 0.5) * math.pi)]]
+    d.polygon({"square": [(x, y), (x + w, y), (x + w, y + h), (x, y + h)], "triangle": [(cx, y), (x + w, y + h), (x, y + h)],
+               "diamond": [(cx, y), (x + w, cy), (cx, y + h), (x, cy)], "star": star}[t.kind], fill=fill, outline=line)
+
+
+def inner(t:Thing):
+    "The part of a shape's box that is surely inside."
+    x, y, w, h = t.box
+    if t.kind == "triangle": y, h = y + 0.4 * h, 0.6 * h
+    return t.box if t.kind == "square" else (x + 0.22 * w, y + 0.22 * h, 0.56 * w, 0.56 * h)
+
+
+def goal_of(rng, t:Thing, single=False):
+    "One goal that a click on `t` fulfils."
+    if t.kind in SHAPES: return Goal(rng.choice(ASKS["shape"]).format(t.name), "shape", inner(t), t.name)
+    if single: return Goal(rng.choice(ASKS["single"]), "single", t.box, "button")
+    if t.colour and not (t.word and rng.random() < 0.5): return Goal(rng.choice(ASKS["colour"]).format(t.colour), "colour", t.box, t.colour)
+    return Goal(rng.choice(ASKS[t.kind]).format(t.word), "text", t.box, t.word)
+
+
+def words(rng, n, strange): return [made_up(rng) if rng.random() < strange else w for w in rng.sample(LABELS, n)]
+
+
+def scene(rng:random.Random, kind:str=None, mix=MIX, strange:float=0.12)->Scene:
+    "A screen with all its goals; `strange` is the share of labels that are no words of the vocabulary."
+    kind = kind or rng.choices(list(mix), mix.values())[0]
+    if kind == "toy": return toy_scene(rng)
+    while True:
+        s, top = Style(rng), 50 if rng.random() < 0.5 else 0
+        n = dict(single=1, typing=2, text=rng.randint(2, 4), both=rng.randint(2, 4)).get(kind, rng.randint(2, 5))
+        look = rng.choices(["button", "link", "checkbox", "tab"], [0.76, 0.08, 0.08, 0.08])[0] if kind == "text" else "button"
+        colours, labels, kinds = [None] * n, [None] * n, [look] * n
+        if kind == "shape":
+            pairs = rng.sample([(c, k) for c in COLOURS for k in SHAPES], n); colours, kinds = [c for c, _ in pairs], [k for _, k in pairs]
+            sizes = [(a, a) for a in (rng.randint(16, 40) for _ in range(n))]
+        elif kind == "colour":
+            colours = rng.sample(COLOURS, n)
+            sizes = [(rng.randint(20, 56), rng.randint(16, 52)) for _ in range(n)] if rng.random() < 0.6 else [(a, a) for a in [rng.randint(24, 52)] * n]
+        elif kind == "single":
+            if rng.random() < 0.5: colours = rng.sample(COLOURS, 1)
+            else: labels = words(rng, 1, strange)
+            sizes = [(rng.randint(24, 100), rng.randint(16, 60 if top else 100))]
+        else:
+            if kind == "both": colours = rng.sample(COLOURS, n)
+            labels, extra = words(rng, n, strange), {"checkbox": 20}.get(look, 0)
+            tight = look != "button" or rng.random() < 0.6
+            sizes = [(s.width(w) + extra + rng.randint(8, 16), rng.randint(s.points + 5, s.points + 10)) if tight else (rng.randint(max(36, s.width(w) + 4), max(74, s.width(w) + 6)), rng.randint(17, 42)) for w in labels]
+            if kind == "typing": sizes[0] = (rng.randint(60, 140), rng.randint(18, 24)); kinds[0], labels[0] = "field", None
+        boxes = scatter(rng, sizes, top)
+        if boxes: break
+    if kind in ("text", "single") and rng.random() < 0.15: s.window(boxes, top)
+    things = [Thing(*t) for t in zip(boxes, kinds, colours, labels)]
+    for t in things: s.draw(t)
+    if kind == "typing": goals = typing_goals(rng, s, things[0])
+    else: goals = [goal_of(rng, t, kind == "single") for t in things]
+    if kind == "shape" and rng.random() < 0.3:  # a colour alone will do where no other shape has it
+        goals = [Goal(f"Click the {t.colour} shape.", "shape", g.box, g.name) if colours.count(t.colour) == 1 else g for t, g in zip(things, goals)]
+    if kind == "both": goals += [Goal(rng.choice(ASKS["button"]).format(t.word), "text", t.box, t.word) for t in things if rng.random() < 0.5]
+    fields = s.distract(boxes, top) if kind != "shape" and rng.random() < 0.25 else []
+    return Scene(s.finish(rng.choice(goals).text, top), goals, things + fields)
+
+
+def typing_goals(rng, s, t):
+    "The field has the focus: what is to be typed is typed."
+    x, y, w, h = t.box
+    s.pen.rounded_rectangle([x, y, x + w, y + h], 2, fill="white", outline=rng.choice([(0, 0, 0), (41, 98, 214), (16, 16, 16)]), width=2)
+    return [Goal(rng.choice(ASKS["typing"]).format(w), "typing", typed=w) for w in (made_up(rng).title() if rng.random() < 0.4 else "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(3, 6))) for _ in range(3))]
+
+
+ONE_CLICK = ("toy/click-button", "toy/click-named-button", "toy/click-colour", "toy/click-shape")
+
+def toy_scene(rng)->Scene:
+    "A screen of the embedded environment, with a goal for each of its widgets."
+    spec = rng.choice(ONE_CLICK); env = TOYS[spec](spec); env.build(random.Random(rng.randrange(1 << 30)))
+    colour_of = {rgb: name for name, rgb in environment.COLOURS.items()}
+    things = [Thing((w.box[0], w.box[1], w.box[2] - w.box[0], w.box[3] - w.box[1]), w.name if w.kind == "shape" else "button", colour_of.get(tuple(w.colour)), w.text or None) for w in env.widgets]
+    return Scene(draw_widgets(env.widgets), [goal_of(rng, t, spec == "toy/click-button") for t in things], things)
+
+
+def crowd(rng)->Scene:
+    "A crowded screen without goals, for the vision tower alone: words, colours and shapes side by side."
+    s, things = Style(rng), []
+    for _ in range(rng.randint(8, 14)):
+        u = rng.random()
+        if u < 0.7:
+            word, colour, kind = rng.choice(LABELS), rng.choice(COLOURS) if rng.random() < 0.2 else None, "button"
+            w, h = (s.width(word) + rng.randint(8, 16), rng.randint(s.points + 5, s.points + 10)) if rng.random() < 0.7 else (rng.randint(max(36, s.width(word) + 4), max(60, s.width(word) + 6)), rng.randint(17, 40))
+            if not colour and rng.random() < 0.3: kind = rng.choice(["link", "tab"])
+        elif u < 0.78: word, colour, kind, w, h = None, rng.choice(COLOURS), "button", rng.randint(20, 44), rng.randint(16, 40)
+        elif u < 0.82: word, colour, kind, w, h = None, None, "field", rng.randint(40, 120), rng.randint(18, 24)
+        else: word, colour, kind = None, rng.choice(COLOURS), rng.choice(SHAPES); w = h = rng.randint(16, 34)
+        for _ in range(25):
+            box = (rng.randint(1, W - w - 2), rng.randint(1, H - h - 2), w, h)
+            if apart(box, [t.box for t in things], 2): things.append(Thing(box, kind, colour, word)); break
+    for t in things: s.draw(t)
+    return Scene(s.finish("", 0), [], things)
+
+
+def as_seen(image): return np.asarray(Image.fromarray(image).resize(SEEN, Image.NEAREST))
+
+NAMED = dict(colour=["nothing", *COLOURS], kind=["nothing", *SHAPES, "button", "field"], word=["nothing", *LABELS])
+
+def cells(things)->np.ndarray:
+    "(5, 13, 10) what each image token shows: colour, kind, word as indices into `NAMED`, its thing's centre as bins; -100: not to be asked."
+    rows, cols, sy = SEEN[1]//PATCH, SEEN[0]//PATCH, SEEN[1]/H
+    out = np.zeros((5, rows, cols), dtype=np.int64); out[3:] = -100
+    def overlap(l, r, i): return max(0, min(r, (i + 1) * PATCH) - max(l, i * PATCH))
+    for t in things:
+        x, y, w, h = t.box[0], t.box[1] * sy, t.box[2], t.box[3] * sy
+        kind = "button" if t.kind in ("link", "tab", "checkbox") else t.kind
+        text = (x + w/2 - 22, x + w/2 + 22, y + h/2 - 6, y + h/2 + 6)
+        for j in range(max(0, int(y)//PATCH), min(rows, int(y + h)//PATCH + 1)):
+            for i in range(max(0, int(x)//PATCH), min(cols, int(x + w)//PATCH + 1)):
+                if overlap(x, x + w, i) * overlap(y, y + h, j) >= 0.3 * PATCH**2:
+                    out[:2, j, i] = NAMED["colour"].index(t.colour or "nothing"), NAMED["kind"].index(kind)
+                    out[3:, j, i] = int((t.box[0] + w/2)//GRID), int((t.box[1] + t.box[3]/2)//GRID)
+                else: out[:2, j, i] = np.where(out[:2, j, i] == 0, -100, out[:2, j, i])
+                if t.word:
+                    seen = overlap(text[0], text[1], i) * overlap(text[2], text[3], j) >= 0.15 * PATCH**2
+                    out[2, j, i] = NAMED["word"].index(t.word) if seen and t.word in LABELS else -100
+    return out.reshape(5, -1)
+
+
+def caption(rng, s:Scene):
+    "A question about a place and its answer, or None."
+    if rng.random() < 0.15:
+        for _ in range(20):
+            x, y = rng.randint(0, W - 1), rng.randint(50, H - 1)
+            if apart((x, y, 0, 0), [t.box for t in s.things], 6): name = "nothing"; break
+        else: return None
+    else: t = rng.choice(s.things); name = t.name; x, y = t.box[0] + t.box[2] * rng.uniform(0.3, 0.7), t.box[1] + t.box[3] * rng.uniform(0.3, 0.7)
+    return f"What is at ({int(x)//GRID * GRID + GRID//2}, {int(y)//GRID * GRID + GRID//2})?", name
