@@ -199,7 +199,7 @@ SPACES = {s.name: s for s in (
     Space("1024 bins", "bins of 1/1024 of the screenshot's width and height, from 0 to 1023", 1024, last=1023, bins=True),
 )}
 
-# %% ../nbs/05_decoder.ipynb #edf665b7
+# %% ../nbs/05_decoder.ipynb #5b20d1d1
 class Part(NamedTuple):
     "Ties the dialect's fields `names` to the action's fields `covers`."
     names: tuple
@@ -214,18 +214,26 @@ class Verb(NamedTuple):
     parts: tuple = ()
     spoken: bool = True     # False: understood, but never written
 
+def _say(name, kind, *parts, **fixed):
+    "A verb that is understood and written."
+    return Verb(name, {"type": kind, **fixed}, parts)
+
+def _hear(name, kind, *parts, **fixed):
+    "A verb that is understood, but never written."
+    return Verb(name, {"type": kind, **fixed}, parts, False)
+
 _COUNTS = {"x", "y", "x2", "y2", "dx", "dy", "ms", "count"}
 _PLAIN_NUMBER = re.compile(r"\s*+[+-]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][+-]?[0-9]++)?\s*+")
 
 def _plain(v, name):
     "A value as it is; a bare word is neither a number nor a text."
-    if isinstance(v, (_Word, _Call)): raise _Bad(f"{name} must be a number or in quotes, got {str(v[0] if isinstance(v, _Call) else v)[:60]}")
+    if isinstance(v, (_Word, _Call)): raise _Bad(f"{name} must stand in quotes, got {str(v[0] if isinstance(v, _Call) else v)[:60]}")
     return v
 
 def _number(v, name):
     "A number, also one in quotes."
     if type(v) is str and len(v) < 400 and _PLAIN_NUMBER.fullmatch(v): v = _as_number(v.strip())
-    if type(v) not in (int, float): raise _Bad(f"{name} must be a number, got {_shorten(str(_plain(v, name)), 60)!r}")
+    if type(v) not in (int, float): raise _Bad(f"{name} must be a number, got {_shorten(str(v), 60)!r}")
     return v
 
 def _same(field, name=None, default=None):
@@ -550,7 +558,7 @@ def _write_os_atlas(verb, fields):
         out.append(f"<point>[[{v[0]}, {v[1]}]]</point>" if isinstance(v, list) else f"[{v}]")
     return " ".join(out)
 
-# %% ../nbs/05_decoder.ipynb #6e19ecb6
+# %% ../nbs/05_decoder.ipynb #e27238e6
 _N = r"\s*+[+-]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)\s*+"
 _BARE = re.compile(rf"[\[(]{{1,2}}{_N},{_N}(?:[\])]?\s*+,\s*+[\[(]?{_N},{_N})?[\])]{{1,2}}")
 
@@ -561,7 +569,7 @@ def _or_bare(syntax):
         if any(isinstance(a, dict) for a in found): return found
         _, tag, tagged = text.rpartition("<|box_start|>")
         place = (tagged.partition("<|box_end|>")[0] if tag else text[:400]).strip(" \n`")
-        if len(place) < 200 and (tag or len(text) < 400) and _BARE.fullmatch(place): return [_try([Verb("click", {"type": "click"}, (_point("place"),))], [place], {})]
+        if len(place) < 200 and (tag or len(text) < 400) and _BARE.fullmatch(place): return [_try([_say("click", "click", _point("place"))], [place], {})]
         return found
     return Syntax(read, syntax.write)
 
@@ -611,7 +619,7 @@ def _tidy(found, submits):
         if len(out) > _BUDGET: raise ActionError(f"more than {_BUDGET} actions in one answer")
     return out
 
-# %% ../nbs/05_decoder.ipynb #f3030306
+# %% ../nbs/05_decoder.ipynb #8663b62c
 _AMOUNTS = Part(("dx", "dy"), lambda dx, dy: {k: _number(v, k) for k, v in (("dx", dx), ("dy", dy)) if v is not None} or _missing("dx, dy"), lambda a: (a.get("dx", 0), a.get("dy", 0)), frozenset({"dx", "dy"}))
 def _missing(name): raise _Bad(f"{name} missing")
 
@@ -619,13 +627,13 @@ def _plain_verbs(*places):
     "The project's own words; `places`: other names under which a point may be given."
     def part(kind, k): return _keys() if k == "keys" else _AMOUNTS if k == "dx" else _same(k)
     own = [Verb(kind, {"type": kind}, tuple(part(kind, k) for k in fields if k != "dy")) for kind, fields in ACTIONS.items()]
-    several = Verb("key", {"type": "key"}, (Part(("1", "2", "3", "4"), lambda *v: {"keys": [_plain(k, "key") for k in v if k is not None]}, lambda a: [None] * 4, frozenset()),), spoken=False)
+    several = _hear("key", "key", Part(("1", "2", "3", "4"), lambda *v: {"keys": [_plain(k, "key") for k in v if k is not None]}, lambda a: [None] * 4, frozenset()))
     other = [Verb(v.name, v.means, (_point(place), *v.parts[2:]), spoken=False) for place in places for v in own if "x" in ACTIONS[v.name] and v.name != "drag"]
     return (*own, several, *other)
 
 _OWN = _plain_verbs("coordinate", "coordinates", "point", "position")
 
-# %% ../nbs/05_decoder.ipynb #6d0e6de0
+# %% ../nbs/05_decoder.ipynb #807e31fb
 _AT = _point("coordinate")
 
 def _app(name="app_name"):
@@ -636,24 +644,24 @@ def _app(name="app_name"):
     return Part((name,), lambda v: {"url": f"app://{_plain(v, name)}"}, write, frozenset({"url"}))
 
 _QWEN = (
-    Verb("left_click", {"type": "click"}, (_AT,)), Verb("right_click", {"type": "right_click"}, (_AT,)), Verb("middle_click", {"type": "click", "button": "middle"}, (_AT,)),
-    Verb("double_click", {"type": "double_click"}, (_AT,)), Verb("triple_click", {"type": "click", "count": 3}, (_AT,)), Verb("mouse_move", {"type": "move"}, (_AT,)),
-    Verb("left_click_drag", {"type": "drag"}, (_point("start_coordinate", optional=True), _point("coordinate", ("x2", "y2")))),
-    Verb("type", {"type": "type"}, (_same("text"),)), Verb("key", {"type": "key"}, (_keys(spell={}),)), Verb("key", {"type": "key"}, (_keys("text", by="+", spell={}),), spoken=False),
-    Verb("scroll", {"type": "scroll"}, (_point("coordinate", optional=True), _wheel("pixels", "dy", sign=-1))), Verb("hscroll", {"type": "scroll"}, (_point("coordinate", optional=True), _wheel("pixels", "dx"))),
-    Verb("wait", {"type": "wait"}, (_seconds("time"),)), Verb("answer", {"type": "answer"}, (_same("text"),)), Verb("terminate", {"type": "done"}, (_same("status", default="success"),)),
+    _say("left_click", "click", _AT), _say("right_click", "right_click", _AT), _say("middle_click", "click", _AT, button="middle"),
+    _say("double_click", "double_click", _AT), _say("triple_click", "click", _AT, count=3), _say("mouse_move", "move", _AT),
+    _say("left_click_drag", "drag", _point("start_coordinate", optional=True), _point("coordinate", ("x2", "y2"))),
+    _say("type", "type", _same("text")), _say("key", "key", _keys(spell={})), _hear("key", "key", _keys("text", by="+", spell={})),
+    _say("scroll", "scroll", _point("coordinate", optional=True), _wheel("pixels", "dy", sign=-1)), _say("hscroll", "scroll", _point("coordinate", optional=True), _wheel("pixels", "dx")),
+    _say("wait", "wait", _seconds("time")), _say("answer", "answer", _same("text")), _say("terminate", "done", _same("status", default="success")),
     # mobile_use
-    Verb("system_button", {"type": "back"}, (_const("button", "Back"),)), *(Verb("system_button", {"type": "key", "keys": [b.lower()]}, (_const("button", b),), spoken=False) for b in ("Home", "Menu", "Enter")),
-    Verb("open", {"type": "goto"}, (_app("text"),)), Verb("click", {"type": "click"}, (_AT,), spoken=False), Verb("swipe", {"type": "drag"}, (_AT, _point("coordinate2", ("x2", "y2"))), spoken=False),
+    _say("system_button", "back", _const("button", "Back")), *(_hear("system_button", "key", _const("button", b), keys=[b.lower()]) for b in ("Home", "Menu", "Enter")),
+    _say("open", "goto", _app("text")), _hear("click", "click", _AT), _hear("swipe", "drag", _AT, _point("coordinate2", ("x2", "y2"))),
 )
 _MOBILE = {"system_button", "open", "click", "swipe"}
-_GROUNDED = Verb("point_2d", {"type": "click"}, (Part(("point_2d", "bbox_2d"), lambda p, b: dict(zip("xy", _place(p if b is None else b, "bbox_2d"))), None, frozenset()),))
+_GROUNDED = _say("point_2d", "click", Part(("point_2d", "bbox_2d"), lambda p, b: dict(zip("xy", _place(p if b is None else b, "bbox_2d"))), None, frozenset()))
 
 _ANTHROPIC = (
     *(v for v in _QWEN[:7]),
-    Verb("type", {"type": "type"}, (_same("text"),)), Verb("key", {"type": "key"}, (_keys("text", by="+", spell=_XDOTOOL),)),
-    Verb("scroll", {"type": "scroll"}, (_point("coordinate", optional=True), _direction("scroll_direction", "scroll_amount"))),
-    Verb("wait", {"type": "wait"}, (_seconds("duration"),)), Verb("screenshot", {"type": "wait", "ms": 0}, spoken=False),
+    _say("type", "type", _same("text")), _say("key", "key", _keys("text", by="+", spell=_XDOTOOL)),
+    _say("scroll", "scroll", _point("coordinate", optional=True), _direction("scroll_direction", "scroll_amount")),
+    _say("wait", "wait", _seconds("duration")), _hear("screenshot", "wait", ms=0),
 )
 
 def _click_first(*names):
@@ -682,35 +690,35 @@ def _path():
 
 _XY = (_same("x"), _same("y"))
 _OPENAI_VERBS = (
-    Verb("click", {"type": "click"}, (_button(left="left", right="right", middle="wheel"), *_XY)),
-    Verb("click", {"type": "back"}, (_const("button", "back"), _ignored("x", "y")), spoken=False),
-    Verb("double_click", {"type": "double_click"}, (*_XY, _ignored("button"))), Verb("move", {"type": "move"}, _XY), Verb("drag", {"type": "drag"}, (_path(),)),
-    Verb("scroll", {"type": "scroll"}, (*_XY, Part(("scroll_x", "scroll_y"), lambda dx, dy: {"dx": _number(dx or 0, "scroll_x"), "dy": _number(dy or 0, "scroll_y")}, lambda a: (a.get("dx", 0), a.get("dy", 0)), frozenset({"dx", "dy"})))),
-    Verb("keypress", {"type": "key"}, (_keys(spell=_OPENAI, lower=True),)), Verb("type", {"type": "type"}, (_same("text"),)),
-    Verb("wait", {"type": "wait"}, (_same("ms", "duration", default=1000),)), Verb("screenshot", {"type": "wait", "ms": 0}, spoken=False),
+    _say("click", "click", _button(left="left", right="right", middle="wheel"), *_XY),
+    _hear("click", "back", _const("button", "back"), _ignored("x", "y")),
+    _say("double_click", "double_click", *_XY, _ignored("button")), _say("move", "move", *_XY), _say("drag", "drag", _path()),
+    _say("scroll", "scroll", *_XY, Part(("scroll_x", "scroll_y"), lambda dx, dy: {"dx": _number(dx or 0, "scroll_x"), "dy": _number(dy or 0, "scroll_y")}, lambda a: (a.get("dx", 0), a.get("dy", 0)), frozenset({"dx", "dy"}))),
+    _say("keypress", "key", _keys(spell=_OPENAI, lower=True)), _say("type", "type", _same("text")),
+    _say("wait", "wait", _same("ms", "duration", default=1000)), _hear("screenshot", "wait", ms=0),
 )
 
 _ANDROID = (
-    Verb("click", {"type": "click"}, _XY), Verb("double_tap", {"type": "double_click"}, _XY),
-    Verb("scroll", {"type": "scroll"}, (_direction("direction"), *_XY)), Verb("swipe", {"type": "scroll"}, (_direction("direction", inverse=True), *_XY), spoken=False),
-    Verb("input_text", {"type": "type"}, (_same("text"), _ignored("clear_text"))),
-    Verb("input_text", {"type": "type"}, (_same("text"), _click_first("x", "y"), _ignored("clear_text")), spoken=False),
-    Verb("keyboard_enter", {"type": "key", "keys": ["enter"]}), Verb("navigate_home", {"type": "key", "keys": ["home"]}), Verb("navigate_back", {"type": "back"}),
-    Verb("open_app", {"type": "goto"}, (_app(),)), Verb("wait", {"type": "wait", "ms": 1000}), Verb("answer", {"type": "answer"}, (_same("text"),)),
-    Verb("status", {"type": "done"}, (_const("goal_status", "complete"),)), Verb("status", {"type": "done", "status": "failure"}, (_const("goal_status", "infeasible"),)),
+    _say("click", "click", *_XY), _say("double_tap", "double_click", *_XY),
+    _say("scroll", "scroll", _direction("direction"), *_XY), _hear("swipe", "scroll", _direction("direction", inverse=True), *_XY),
+    _say("input_text", "type", _same("text"), _ignored("clear_text")),
+    _hear("input_text", "type", _same("text"), _click_first("x", "y"), _ignored("clear_text")),
+    _say("keyboard_enter", "key", keys=["enter"]), _say("navigate_home", "key", keys=["home"]), _say("navigate_back", "back"),
+    _say("open_app", "goto", _app()), _say("wait", "wait", ms=1000), _say("answer", "answer", _same("text")),
+    _say("status", "done", _const("goal_status", "complete")), _say("status", "done", _const("goal_status", "infeasible"), status="failure"),
 )
 
 _AT_01 = _point("position")
 _SHOWUI = (
-    Verb("CLICK", {"type": "click"}, (_ignored("value"), _AT_01)), Verb("TAP", {"type": "click"}, (_ignored("value"), _AT_01), spoken=False), Verb("SELECT", {"type": "click"}, (_ignored("value"), _AT_01), spoken=False),
-    Verb("HOVER", {"type": "move"}, (_ignored("value"), _AT_01)), Verb("SWIPE", {"type": "drag"}, (_ignored("value"), _ends("position"))), Verb("SELECT_TEXT", {"type": "drag"}, (_ignored("value"), _ends("position")), spoken=False),
-    Verb("INPUT", {"type": "type"}, (_same("text", "value"), _click_first("position"))),
-    Verb("SCROLL", {"type": "scroll"}, (_direction("value", spell=str.upper), _point("position", optional=True))),
-    Verb("ENTER", {"type": "key", "keys": ["enter"]}, (_ignored("value", "position"),)), Verb("COPY", {"type": "key", "keys": ["ctrl", "c"]}, (_ignored("value", "position"),)),
-    Verb("ANSWER", {"type": "answer"}, (_same("text", "value"), _ignored("position"))),
+    _say("CLICK", "click", _ignored("value"), _AT_01), _hear("TAP", "click", _ignored("value"), _AT_01), _hear("SELECT", "click", _ignored("value"), _AT_01),
+    _say("HOVER", "move", _ignored("value"), _AT_01), _say("SWIPE", "drag", _ignored("value"), _ends("position")), _hear("SELECT_TEXT", "drag", _ignored("value"), _ends("position")),
+    _say("INPUT", "type", _same("text", "value"), _click_first("position")),
+    _say("SCROLL", "scroll", _direction("value", spell=str.upper), _point("position", optional=True)),
+    _say("ENTER", "key", _ignored("value", "position"), keys=["enter"]), _say("COPY", "key", _ignored("value", "position"), keys=["ctrl", "c"]),
+    _say("ANSWER", "answer", _same("text", "value"), _ignored("position")),
 )
 
-# %% ../nbs/05_decoder.ipynb #502a163d
+# %% ../nbs/05_decoder.ipynb #8978993e
 def _submitted(name):
     "A text whose line break at the end means Enter."
     def read(v):
@@ -726,24 +734,23 @@ def _conclusion(name):
     def write(a): return (a["text"] or _no(f"{name}: an empty answer means done"),)
     return Part((name,), lambda v: {"text": _plain(v, name)} if v else {"type": "done"}, write, frozenset({"text"}))
 
-def _ui_tars_places(at, start, end, write, spoken=True):
+def _ui_tars_places(say, at, start, end, write):
     "The verbs that have a place, in the field `at`, or in `start` and `end` for a drag."
-    point, drag = (_point(at, write=write),), (_point(start, write=write), _point(end, ("x2", "y2"), write))
-    return (Verb("click", {"type": "click"}, point, spoken), Verb("left_double", {"type": "double_click"}, point, spoken), Verb("right_single", {"type": "right_click"}, point, spoken),
-            Verb("hover", {"type": "move"}, point, spoken), Verb("left_single", {"type": "click"}, point, False), Verb("drag", {"type": "drag"}, drag, spoken), Verb("select", {"type": "drag"}, drag, False),
-            Verb("scroll", {"type": "scroll"}, (_point(at, write=write, optional=True), _direction("direction")), spoken))
+    point, ends = _point(at, write=write), (_point(start, write=write), _point(end, ("x2", "y2"), write))
+    return (say("click", "click", point), say("left_double", "double_click", point), say("right_single", "right_click", point), say("hover", "move", point), _hear("left_single", "click", point),
+            say("drag", "drag", *ends), _hear("select", "drag", *ends), say("scroll", "scroll", _point(at, write=write, optional=True), _direction("direction")))
 
 def _ui_tars(write, point):
     "UI-TARS' verbs; places as points or as boxes, the other way is understood too."
-    ways = [_ui_tars_places("start_box", "start_box", "end_box", write, not point), _ui_tars_places("point", "start_point", "end_point", write, point)]
-    keys = (_keys("key", by=" ", spell={}),)
-    return (*ways[point], *ways[not point], Verb("hotkey", {"type": "key"}, keys), Verb("press", {"type": "key"}, keys, False), Verb("type", {"type": "type"}, (_submitted("content"),)),
-            Verb("wait", {"type": "wait", "ms": 5000}), Verb("finished", {"type": "done"}), Verb("finished", {"type": "answer"}, (_conclusion("content"),)), Verb("call_user", {"type": "done", "status": "failure"}),
-            Verb("press_back", {"type": "back"}), Verb("press_home", {"type": "key", "keys": ["home"]}, (), False), Verb("open_app", {"type": "goto"}, (_app(),)))
+    box, dot = ("start_box", "start_box", "end_box"), ("point", "start_point", "end_point")
+    keys = _keys("key", by=" ", spell={})
+    return (*_ui_tars_places(_say, *(dot if point else box), write), *_ui_tars_places(_hear, *(box if point else dot), write), _say("hotkey", "key", keys), _hear("press", "key", keys), _say("type", "type", _submitted("content")),
+            _say("wait", "wait", ms=5000), _say("finished", "done"), _say("finished", "answer", _conclusion("content")), _say("call_user", "done", status="failure"),
+            _say("press_back", "back"), _hear("press_home", "key", keys=["home"]), _say("open_app", "goto", _app()))
 
 _TARS_CALLS = _call_syntax(positional=False, quote=_single, before="Action: ")
 
-# %% ../nbs/05_decoder.ipynb #f7b18f1d
+# %% ../nbs/05_decoder.ipynb #66c5a758
 def _gesture():
     "Keys held and pressed, one call each."
     def read(v):
@@ -790,14 +797,14 @@ def _launch():
 _BOX_PART, _BOX_OR_NONE = _point("box", write=_box), _point("box", write=_box, optional=True)
 _INFO = _ignored("element_type", "element_info")
 _COGAGENT_VERBS = (
-    *(Verb(name, means, (_BOX_PART, _INFO)) for name, means in (("CLICK", {"type": "click"}), ("DOUBLE_CLICK", {"type": "double_click"}), ("RIGHT_CLICK", {"type": "right_click"}), ("HOVER", {"type": "move"}))),
-    Verb("TYPE", {"type": "type"}, (_click_first("box"), _same("text"), _INFO)),
-    *(Verb(f"SCROLL_{way.upper()}", {"type": "scroll"}, (_BOX_OR_NONE, _steps(way), _INFO)) for way in _DIRECTIONS),
-    Verb("KEY_PRESS", {"type": "key"}, (_one_key(),)), Verb("GESTURE", {"type": "key"}, (_gesture(),)),
-    Verb("LAUNCH", {"type": "goto"}, (_launch(),)), Verb("END", {"type": "done"}),
+    _say("CLICK", "click", _BOX_PART, _INFO), _say("DOUBLE_CLICK", "double_click", _BOX_PART, _INFO), _say("RIGHT_CLICK", "right_click", _BOX_PART, _INFO), _say("HOVER", "move", _BOX_PART, _INFO),
+    _say("TYPE", "type", _click_first("box"), _same("text"), _INFO),
+    *(_say(f"SCROLL_{way.upper()}", "scroll", _BOX_OR_NONE, _steps(way), _INFO) for way in _DIRECTIONS),
+    _say("KEY_PRESS", "key", _one_key()), _say("GESTURE", "key", _gesture()),
+    _say("LAUNCH", "goto", _launch()), _say("END", "done"),
 )
 
-# %% ../nbs/05_decoder.ipynb #e74a8b46
+# %% ../nbs/05_decoder.ipynb #2191285a
 def _hotkey():
     "Keys one by one, or as a list under a name."
     def read(*v):
@@ -830,19 +837,21 @@ def _clicks():
     return Part(("clicks", "interval", "button", "duration"), read, lambda a: (a.get("count"), None, a.get("button"), None), frozenset({"count", "button"}))
 
 _SLOW = _ignored("duration", "tween", "button", "interval")
-def _anywhere(name, means, *rest, spoken=True): return Verb(name, means, (*_XY, *rest), spoken), Verb(name, means, (_point("position"), *rest), False)
+def _anywhere(name, kind, *rest, say=_say, **fixed):
+    "A verb with its place in two fields, or understood in one: `click((5, 6))`."
+    return say(name, kind, *_XY, *rest, **fixed), _hear(name, kind, _point("position"), *rest, **fixed)
 
 _PYAUTOGUI = (
-    *_anywhere("click", {"type": "click"}, _clicks()), *_anywhere("doubleClick", {"type": "double_click"}, _SLOW), *_anywhere("rightClick", {"type": "right_click"}, _SLOW),
-    *_anywhere("middleClick", {"type": "click", "button": "middle"}, _SLOW, spoken=False), *_anywhere("tripleClick", {"type": "click", "count": 3}, _SLOW, spoken=False),
-    *_anywhere("moveTo", {"type": "move"}, _SLOW), Verb("dragTo", {"type": "drag"}, (_point("from_coord"), _point("to_coord", ("x2", "y2"))), False),
-    Verb("dragTo", {"type": "drag"}, (_same("x2", "x"), _same("y2", "y"), _SLOW, Part(("from_x", "from_y"), lambda *_: {}, lambda a: (a["x"], a["y"]), frozenset({"x", "y"})))),
-    Verb("write", {"type": "type"}, (_same("text", "message"), _ignored("interval"))), Verb("typewrite", {"type": "type"}, (_same("text", "message"), _ignored("interval")), False),
-    Verb("press", {"type": "key"}, (_pressed(),)), Verb("hotkey", {"type": "key"}, (_hotkey(),)),
-    Verb("scroll", {"type": "scroll"}, (_wheel("clicks", "dy", _NOTCH, -1, "page"), *_XY)), Verb("hscroll", {"type": "scroll"}, (_wheel("clicks", "dx", _NOTCH, 1, "page"), *_XY)), Verb("vscroll", {"type": "scroll"}, (_wheel("clicks", "dy", _NOTCH, -1, "page"), *_XY), False),
-    Verb("sleep", {"type": "wait"}, (_seconds("*1"),)), Verb("wait", {"type": "wait"}, (_seconds("seconds", 1),), False),
-    Verb("terminate", {"type": "done"}, (_same("status", default="success"),)), Verb("terminate", {"type": "answer"}, (_ignored("status"), _same("text", "answer")), False), Verb("answer", {"type": "answer"}, (_same("text"),)),
-    Verb("swipe", {"type": "drag"}, (_point("from_coord"), _point("to_coord", ("x2", "y2"))), False), Verb("back", {"type": "back"}), Verb("home", {"type": "key", "keys": ["home"]}, (), False), Verb("open_app", {"type": "goto"}, (_app(),)),
+    *_anywhere("click", "click", _clicks()), *_anywhere("doubleClick", "double_click", _SLOW), *_anywhere("rightClick", "right_click", _SLOW),
+    *_anywhere("middleClick", "click", _SLOW, say=_hear, button="middle"), *_anywhere("tripleClick", "click", _SLOW, say=_hear, count=3),
+    *_anywhere("moveTo", "move", _SLOW), _hear("dragTo", "drag", _point("from_coord"), _point("to_coord", ("x2", "y2"))),
+    _say("dragTo", "drag", _same("x2", "x"), _same("y2", "y"), _SLOW, Part(("from_x", "from_y"), lambda *_: {}, lambda a: (a["x"], a["y"]), frozenset({"x", "y"}))),
+    _say("write", "type", _same("text", "message"), _ignored("interval")), _hear("typewrite", "type", _same("text", "message"), _ignored("interval")),
+    _say("press", "key", _pressed()), _say("hotkey", "key", _hotkey()),
+    _say("scroll", "scroll", _wheel("clicks", "dy", _NOTCH, -1, "page"), *_XY), _say("hscroll", "scroll", _wheel("clicks", "dx", _NOTCH, 1, "page"), *_XY), _hear("vscroll", "scroll", _wheel("clicks", "dy", _NOTCH, -1, "page"), *_XY),
+    _say("sleep", "wait", _seconds("*1")), _hear("wait", "wait", _seconds("seconds", 1)),
+    _say("terminate", "done", _same("status", default="success")), _hear("terminate", "answer", _ignored("status"), _same("text", "answer")), _say("answer", "answer", _same("text")),
+    _hear("swipe", "drag", _point("from_coord"), _point("to_coord", ("x2", "y2"))), _say("back", "back"), _hear("home", "key", keys=["home"]), _say("open_app", "goto", _app()),
 )
 _MODULES = {"sleep": "time.", "terminate": "computer.", "answer": "", "back": "mobile.", "open_app": "mobile."}
 
@@ -860,20 +869,20 @@ def _pyautogui_syntax():
     return Syntax(read, write)
 
 _BROWSERGYM = (
-    Verb("mouse_click", {"type": "click"}, (*_XY, _same("button"))), Verb("mouse_dblclick", {"type": "double_click"}, _XY), Verb("mouse_click", {"type": "right_click"}, (*_XY, _const("button", "right")), False), Verb("mouse_move", {"type": "move"}, _XY),
-    Verb("mouse_drag_and_drop", {"type": "drag"}, (_same("x", "from_x"), _same("y", "from_y"), _same("x2", "to_x"), _same("y2", "to_y"))),
-    Verb("scroll", {"type": "scroll"}, (Part(("delta_x", "delta_y"), lambda dx, dy: {"dx": _number(dx, "delta_x"), "dy": _number(dy, "delta_y")}, lambda a: (a.get("dx", 0), a.get("dy", 0)), frozenset({"dx", "dy"})),)),
-    Verb("keyboard_type", {"type": "type"}, (_same("text"),)), Verb("keyboard_insert_text", {"type": "type"}, (_same("text"),), False), Verb("keyboard_press", {"type": "key"}, (_keys("key", by="+", spell=_PLAYWRIGHT),)),
-    Verb("noop", {"type": "wait"}, (_same("ms", "wait_ms", default=1000),)), Verb("goto", {"type": "goto"}, (_same("url"),)), Verb("go_back", {"type": "back"}),
-    Verb("send_msg_to_user", {"type": "answer"}, (_same("text"),)), Verb("report_infeasible", {"type": "done", "status": "failure"}, (Part(("reason",), lambda _: {}, lambda a: ("infeasible",), frozenset()),)),
+    _say("mouse_click", "click", *_XY, _same("button")), _say("mouse_dblclick", "double_click", *_XY), _hear("mouse_click", "right_click", *_XY, _const("button", "right")), _say("mouse_move", "move", *_XY),
+    _say("mouse_drag_and_drop", "drag", _same("x", "from_x"), _same("y", "from_y"), _same("x2", "to_x"), _same("y2", "to_y")),
+    _say("scroll", "scroll", Part(("delta_x", "delta_y"), lambda dx, dy: {"dx": _number(dx, "delta_x"), "dy": _number(dy, "delta_y")}, lambda a: (a.get("dx", 0), a.get("dy", 0)), frozenset({"dx", "dy"}))),
+    _say("keyboard_type", "type", _same("text")), _hear("keyboard_insert_text", "type", _same("text")), _say("keyboard_press", "key", _keys("key", by="+", spell=_PLAYWRIGHT)),
+    _say("noop", "wait", _same("ms", "wait_ms", default=1000)), _say("goto", "goto", _same("url")), _say("go_back", "back"),
+    _say("send_msg_to_user", "answer", _same("text")), _say("report_infeasible", "done", Part(("reason",), lambda _: {}, lambda a: ("infeasible",), frozenset()), status="failure"),
 )
 
 _OS_ATLAS = (
-    *(Verb(name, means, (_point("point"),)) for name, means in (("CLICK", {"type": "click"}), ("DOUBLE_CLICK", {"type": "double_click"}), ("RIGHT_CLICK", {"type": "right_click"}), ("HOVER", {"type": "move"}))),
-    Verb("DRAG", {"type": "drag"}, (_point("point"), _point("point2", ("x2", "y2")))), Verb("TYPE", {"type": "type"}, (_same("text"),)),
-    Verb("SCROLL", {"type": "scroll"}, (_direction("direction", spell=str.upper),)), Verb("SCROLL", {"type": "scroll"}, (_point("point"), _direction("direction", spell=str.upper))),
-    Verb("ENTER", {"type": "key", "keys": ["enter"]}), Verb("PRESS_BACK", {"type": "back"}), Verb("PRESS_HOME", {"type": "key", "keys": ["home"]}), Verb("HOTKEY", {"type": "key"}, (_keys("keys", by="+", spell={}),)),
-    Verb("OPEN_APP", {"type": "goto"}, (_app(),)), Verb("OPEN_URL", {"type": "goto"}, (_same("url"),)), Verb("ANSWER", {"type": "answer"}, (_same("text"),)), Verb("WAIT", {"type": "wait", "ms": 1000}), Verb("COMPLETE", {"type": "done"}), Verb("IMPOSSIBLE", {"type": "done", "status": "failure"}),
+    _say("CLICK", "click", _point("point")), _say("DOUBLE_CLICK", "double_click", _point("point")), _say("RIGHT_CLICK", "right_click", _point("point")), _say("HOVER", "move", _point("point")),
+    _say("DRAG", "drag", _point("point"), _point("point2", ("x2", "y2"))), _say("TYPE", "type", _same("text")),
+    _say("SCROLL", "scroll", _direction("direction", spell=str.upper)), _say("SCROLL", "scroll", _point("point"), _direction("direction", spell=str.upper)),
+    _say("ENTER", "key", keys=["enter"]), _say("PRESS_BACK", "back"), _say("PRESS_HOME", "key", keys=["home"]), _say("HOTKEY", "key", _keys("keys", by="+", spell={})),
+    _say("OPEN_APP", "goto", _app()), _say("OPEN_URL", "goto", _same("url")), _say("ANSWER", "answer", _same("text")), _say("WAIT", "wait", ms=1000), _say("COMPLETE", "done"), _say("IMPOSSIBLE", "done", status="failure"),
 )
 
 # %% ../nbs/05_decoder.ipynb #b8f047ea
@@ -936,7 +945,7 @@ _EXAMPLES = tuple(map(json.loads, """{"type": "click", "x": 100, "y": 200}
 {"type": "done"}
 {"type": "done", "status": "failure"}""".splitlines()))
 
-# %% ../nbs/05_decoder.ipynb #ef7989aa
+# %% ../nbs/05_decoder.ipynb #ee111235
 class ActionDecoder:
     "Text to action and back, in one dialect and one coordinate space."
     def __init__(self,
@@ -964,7 +973,7 @@ class ActionDecoder:
     def encode(self, action:dict, size:tuple=None, model_size:tuple=None)->str:
         "The text that `decode` reads as `action`; `ActionError` where the dialect has no words for it."
         size, model_size = _sides(size, "size"), _sides(model_size, "model_size")
-        action = check_action(action, size)
+        action = _checked(action, size)
         action.pop("clamped", None)
         for k in _POINTS & action.keys(): action[k] = self._write(action[k], *self._along(k, size, model_size))
         return self.dialect.write(action)
@@ -986,7 +995,7 @@ class ActionDecoder:
         try:
             size, model_size = _sides(size, "size"), _sides(model_size, "model_size")
             for found in reversed(self.dialect.read(_answer(text))):
-                try: action = check_action(found) if isinstance(found, dict) else None
+                try: action = _checked(found) if isinstance(found, dict) else None
                 except ActionError as e: found, action = e, None
                 if action is None: reason = reason or found; continue
                 actions.append(self._place(action, size, model_size))
@@ -1015,8 +1024,13 @@ class ActionDecoder:
         centre = min(max(math.floor(p / n), 0), last) * n + n / 2
         return int(centre) if centre == int(centre) else centre
 
-# %% ../nbs/05_decoder.ipynb #160cbbdb
+# %% ../nbs/05_decoder.ipynb #3ff61e8b
 def _no(reason): raise ActionError(reason)
+
+def _checked(action, size=None):
+    "An action of the vocabulary; half a place is none."
+    action = check_action(action, size)
+    return action if ("x" in action) == ("y" in action) else _no(f"{action['type']}: x and y belong together")
 
 def _sides(size, name):
     "(width, height) as plain numbers."
@@ -1040,7 +1054,7 @@ def _answer(text):
         text = next(text.removesuffix(e) for e in _ENDS if text.endswith(e))
     return text
 
-# %% ../nbs/05_decoder.ipynb #26c500fc
+# %% ../nbs/05_decoder.ipynb #12da7ce5
 @dataclass(frozen=True)
 class Fit:
     "How well one stated space explains a model's answers."
@@ -1055,26 +1069,32 @@ class Calibration:
     "The spaces, best first, and what to do about it."
     action_format: str
     stated: str    # The space that the decoder would use
-    fits: tuple    # `Fit`s, nearest first
+    fits: tuple    # `Fit`s, best first
     reason: str    # Why an answer could not be read, if one could not
+
+    @property
+    def alike(self):
+        "The names of the spaces that explain the answers as well as the best one, within 2 pixels."
+        return [f.space for f in self.fits if f.hits == self.fits[0].hits and f.median <= min(g.median for g in self.fits if g.hits == f.hits) + 2]
 
     @property
     def best(self): return self.fits[0].space
 
     @property
     def verdict(self):
-        nearest, stated = self.fits[0], next(f for f in self.fits if f.space == self.stated)
-        if not nearest.read: return f"no answer is a place in {self.action_format!r}: {self.reason}"
+        best, stated = self.fits[0], next(f for f in self.fits if f.space == self.stated)
+        if not any(f.read for f in self.fits): return f"no answer is a place in {self.action_format!r}: {self.reason}"
         def said(f): return f"{f.space!r} ({f.hits} of {f.said} inside the target, {f.median:.3g} px off)"
-        if nearest.hits < nearest.said / 2: return f"no space fits; the nearest is {said(nearest)}: the model may not find the targets, or speak another dialect than {self.action_format!r}"
-        if (stated.hits, -stated.median) >= (nearest.hits, -nearest.median - 2): return f"{said(stated)} fits"
-        return f"the answers count {said(nearest)}, not {said(stated)}: pass coordinates={nearest.space!r}"
+        if best.hits < best.said / 2: return f"no space fits; the nearest is {said(best)}: the model may not find the targets, or speak another dialect than {self.action_format!r}"
+        if stated.space in self.alike: return f"{said(stated)} fits"
+        others = f" ({', '.join(self.alike[1:])} cannot be told from it here)" if self.alike[1:] else ""
+        return f"the answers count {said(best)}, not {said(stated)}: pass coordinates={best.space!r}{others}"
 
     def _repr_markdown_(self):
         rows = "\n".join(f"| {'**' * (f.space == self.stated)}{f.space}{'**' * (f.space == self.stated)} | {f.hits} of {f.said} | {f.median:.1f} | {f.said - f.read} |" for f in self.fits)
         return f"{self.verdict}\n\n| space (**stated**) | inside the target | median px off | not on the screen |\n|---|---|---|---|\n{rows}"
 
-# %% ../nbs/05_decoder.ipynb #393d956e
+# %% ../nbs/05_decoder.ipynb #48778791
 def calibrate(policy,                    # Any policy: a list of observations in, a list of predictions out
               observations:list,         # Screenshots with one obvious target each, and the goal to click it
               targets:list,              # Where it is: (x, y) or (left, top, right, bottom) in pixels
@@ -1092,4 +1112,6 @@ def calibrate(policy,                    # Any policy: a list of observations in
             off.append(math.dist((x, y), ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)))
             hits += box[0] <= x <= box[2] and box[1] <= y <= box[3]
         fits.append(Fit(space, median(off) if off else math.inf, hits, len(off), len(predictions)))
-    return Calibration(action_format, coordinates or DIALECTS[action_format].space, tuple(sorted(fits, key=lambda f: (-f.hits, f.median * len(predictions) / max(f.read, 1)))), reason)
+    least = min((f.median for f in fits if f.hits == max(g.hits for g in fits)), default=0)
+    best_first = sorted(fits, key=lambda f: (-f.hits, max(f.median, least + 2)))  # those within 2 pixels of the nearest stay in the table's order
+    return Calibration(action_format, coordinates or DIALECTS[action_format].space, tuple(best_first), reason)
