@@ -62,7 +62,7 @@ class ActionSpace(spaces.Space):
     def __eq__(self, other): return isinstance(other, ActionSpace) and self.size == other.size
     def __repr__(self): return f"ActionSpace({self.size[0]}x{self.size[1]})"
 
-# %% ../nbs/06_environment.ipynb #2dbfbdf3
+# %% ../nbs/06_environment.ipynb #91b3dbf7
 class ScreenEnv(gym.Env):
     "A Gymnasium environment that shows a screenshot and has a goal; subclasses write `begin` and `act`."
     metadata = {"render_modes": ["rgb_array"], "render_fps": 1}
@@ -89,6 +89,10 @@ class ScreenEnv(gym.Env):
         "The next action of the scripted solution from the current state, or None where there is no script."
         return None
 
+    def check(self, action):
+        "The action in its short form, or `ActionError` if it cannot be done here."
+        return check_action(action, self.size)
+
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.running = False  # until `begin` has gone well
@@ -99,7 +103,7 @@ class ScreenEnv(gym.Env):
 
     def step(self, action):
         if not self.running: raise gym.error.ResetNeeded("the episode is over or has not begun: call reset()")
-        action = check_action(action, self.size)  # ActionError: nothing has happened, the episode goes on
+        action = self.check(action)  # ActionError: nothing has happened, the episode goes on
         self.steps += 1
         try: self._shown, reward, terminated, info = self.act(action)
         except Exception: self.running = False; raise
