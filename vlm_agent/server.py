@@ -46,9 +46,9 @@ from .core import ACTIONS, REQUIRED, ActionError, check_action, nearest
 from .environment import TOYS, ActionSpace, AnyText, EnvironmentFault, make_toy
 
 # %% auto #0
-__all__ = ['make_env', 'AnyScreenshot', 'GymAdapter', 'encode_png', 'decode_screenshot', 'FrameError', 'Session', 'read_frame',
-           'is_loopback', 'refusal', 'make_app', 'schemas', 'served_tasks', 'serve', 'PrivateServer', 'start_server',
-           'RemoteEnv', 'browsergym_action', 'reset', 'step', 'close', 'connect']
+__all__ = ['make_env', 'encode_png', 'decode_screenshot', 'FrameError', 'Session', 'read_frame', 'is_loopback', 'refusal',
+           'make_app', 'schemas', 'served_tasks', 'serve', 'PrivateServer', 'start_server', 'AnyScreenshot',
+           'RemoteEnv', 'browsergym_action', 'reset', 'step', 'close', 'connect', 'GymAdapter']
 
 # %% ../nbs/08_server.ipynb #e0f29433
 def make_env(spec:str, # "toy/click-button", "miniwob/click-test", "web:task.yaml", "gym:ID", or a server's URL
@@ -60,65 +60,6 @@ def make_env(spec:str, # "toy/click-button", "miniwob/click-test", "web:task.yam
     if spec.startswith("gym:"): return _make_gym(spec)
     if spec.startswith(("http://", "https://", "ws://", "wss://")): return connect(spec)
     raise ValueError(f"unknown environment {spec!r}{nearest(spec, TOYS)}; expected toy/NAME, miniwob/NAME, web:FILE.yaml, gym:ID, or a URL")
-
-# %% ../nbs/08_server.ipynb #50b0d97e
-class AnyScreenshot(spaces.Space):
-    "(H, W, 3) uint8 of any size."
-    def __init__(self, seed=None): super().__init__(dtype=np.uint8, seed=seed)
-    def contains(self, x): return isinstance(x, np.ndarray) and x.dtype == np.uint8 and x.ndim == 3 and x.shape[2] == 3
-    def sample(self, mask=None, probability=None): return self.np_random.integers(0, 256, (210, 160, 3), np.uint8)
-    def __eq__(self, other): return isinstance(other, AnyScreenshot)
-    def __repr__(self): return "AnyScreenshot()"
-
-# %% ../nbs/08_server.ipynb #74151439
-def _observe(o):
-    "Screenshot and goal of an observation in BrowserGym's words, or ours."
-    missing = [k for k in ("screenshot", "goal") if k not in o]
-    if missing: raise ValueError(f"the observation has no {missing[0]!r}, only {', '.join(map(str, o))}; pass observe= to GymAdapter")
-    return o["screenshot"], o["goal"]
-
-class GymAdapter(gym.Env):
-    "A Gymnasium environment of somebody else's, in our words."
-    metadata, render_mode = {"render_modes": ["rgb_array"], "render_fps": 1}, "rgb_array"
-
-    def __init__(self, env,                # Its observations hold a screenshot and a goal
-                 spec_name:str="",         # What to call it
-                 observe=_observe,         # Its observation -> (screenshot (H, W, 3 or 4) uint8, goal)
-                 encode_action=None):      # Our action -> its own; None: BrowserGym's words if its actions are text, else as it is
-        self.env, self.spec_name, self.observe = env, spec_name or type(env.unwrapped).__name__, observe
-        self.encode_action = encode_action or ((lambda a: browsergym_action(a)["action_str"]) if hasattr(env.unwrapped, "action_mapping") or isinstance(env.action_space, spaces.Text) else dict)
-        self.observation_space, self.action_space = spaces.Dict({"screenshot": AnyScreenshot(), "goal": AnyText()}), ActionSpace((0, 0))
-        self._shown = None
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        o, info = self.env.reset(seed=seed, options=options)
-        return self._see(o), self._info(o, info)
-
-    def step(self, action):
-        o, reward, terminated, truncated, info = self.env.step(self.encode_action(check_action(action, self.action_space.size)))
-        return self._see(o), float(reward), bool(terminated), bool(truncated), self._info(o, info)
-
-    def _see(self, o):
-        screenshot, goal = self.observe(o)
-        self._shown = decode_screenshot(screenshot)
-        self.action_space.size = self._shown.shape[1], self._shown.shape[0]
-        return {"screenshot": self._shown, "goal": str(goal)}
-
-    def _info(self, o, info):
-        told = o if isinstance(o, dict) else {}
-        return {"url": told.get("url") or "", "error": told.get("last_action_error") or "", **{k: v for k, v in info.items() if isinstance(v, (str, int, float, bool))}}
-
-    def oracle(self): return None
-    def render(self): return self._shown
-    def close(self): self.env.close()
-
-def _make_gym(spec):
-    name = spec.removeprefix("gym:")
-    if name.startswith("browsergym/"):
-        import importlib
-        with contextlib.suppress(ImportError): importlib.import_module("browsergym." + name.split("/")[1].split(".")[0])  # registers its tasks
-    return GymAdapter(gym.make(name), spec)
 
 # %% ../nbs/08_server.ipynb #fbab5e0a
 def encode_png(screenshot # (H, W, 3) uint8
@@ -395,6 +336,15 @@ def start_server(task:str,               # What `make_env` takes
     if "error" in said: process.stdin.close(); process.wait(15); process.stdout.close(); raise RuntimeError(f"the server for {task!r} did not start: {said['error']}")
     return PrivateServer(process, f"http://127.0.0.1:{said['port']}")
 
+# %% ../nbs/08_server.ipynb #50b0d97e
+class AnyScreenshot(spaces.Space):
+    "(H, W, 3) uint8 of any size."
+    def __init__(self, seed=None): super().__init__(dtype=np.uint8, seed=seed)
+    def contains(self, x): return isinstance(x, np.ndarray) and x.dtype == np.uint8 and x.ndim == 3 and x.shape[2] == 3
+    def sample(self, mask=None, probability=None): return self.np_random.integers(0, 256, (210, 160, 3), np.uint8)
+    def __eq__(self, other): return isinstance(other, AnyScreenshot)
+    def __repr__(self): return "AnyScreenshot()"
+
 # %% ../nbs/08_server.ipynb #080dcb38
 class RemoteEnv(gym.Env):
     "An environment on an OpenEnv server."
@@ -537,3 +487,53 @@ def connect(url:str,              # "http://localhost:8000"
     env = RemoteEnv(url, timeout, task, token, encode_action)
     env._open()
     return env
+
+# %% ../nbs/08_server.ipynb #74151439
+def _observe(o):
+    "Screenshot and goal of an observation in BrowserGym's words, or ours."
+    missing = [k for k in ("screenshot", "goal") if k not in o]
+    if missing: raise ValueError(f"the observation has no {missing[0]!r}, only {', '.join(map(str, o))}; pass observe= to GymAdapter")
+    return o["screenshot"], o["goal"]
+
+class GymAdapter(gym.Env):
+    "A Gymnasium environment of somebody else's, in our words."
+    metadata, render_mode = {"render_modes": ["rgb_array"], "render_fps": 1}, "rgb_array"
+
+    def __init__(self, env,                # Its observations hold a screenshot and a goal
+                 spec_name:str="",         # What to call it
+                 observe=_observe,         # Its observation -> (screenshot (H, W, 3 or 4) uint8, goal)
+                 encode_action=None):      # Our action -> its own; None: BrowserGym's words if its actions are text, else as it is
+        self.env, self.spec_name, self.observe = env, spec_name or type(env.unwrapped).__name__, observe
+        self.encode_action = encode_action or ((lambda a: browsergym_action(a)["action_str"]) if hasattr(env.unwrapped, "action_mapping") or isinstance(env.action_space, spaces.Text) else dict)
+        self.observation_space, self.action_space = spaces.Dict({"screenshot": AnyScreenshot(), "goal": AnyText()}), ActionSpace((0, 0))
+        self._shown = None
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        o, info = self.env.reset(seed=seed, options=options)
+        return self._see(o), self._info(o, info)
+
+    def step(self, action):
+        o, reward, terminated, truncated, info = self.env.step(self.encode_action(check_action(action, self.action_space.size)))
+        return self._see(o), float(reward), bool(terminated), bool(truncated), self._info(o, info)
+
+    def _see(self, o):
+        screenshot, goal = self.observe(o)
+        self._shown = decode_screenshot(screenshot)
+        self.action_space.size = self._shown.shape[1], self._shown.shape[0]
+        return {"screenshot": self._shown, "goal": str(goal)}
+
+    def _info(self, o, info):
+        told = o if isinstance(o, dict) else {}
+        return {"url": told.get("url") or "", "error": told.get("last_action_error") or "", **{k: v for k, v in info.items() if isinstance(v, (str, int, float, bool))}}
+
+    def oracle(self): return None
+    def render(self): return self._shown
+    def close(self): self.env.close()
+
+def _make_gym(spec):
+    name = spec.removeprefix("gym:")
+    if name.startswith("browsergym/"):
+        import importlib
+        with contextlib.suppress(ImportError): importlib.import_module("browsergym." + name.split("/")[1].split(".")[0])  # registers its tasks
+    return GymAdapter(gym.make(name), spec)
