@@ -6,6 +6,7 @@ TASK ?= toy/click-button
 ARGS ?=
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 export TOKENIZERS_PARALLELISM = false
+export OMP_NUM_THREADS ?= 1  # the tiny model is fastest on one thread
 
 .PHONY: train eval test test-slow docs bench chromium clean help
 

@@ -41,3 +41,9 @@ def test_notebook(name, nbdev):
 def test_notebook_with_slow_cells(name, nbdev):
     r = nbdev("nbdev_test", "--path", name, "--n_workers", "0", "--flags", "slow", cwd=ROOT, timeout=3600)
     assert r.returncode == 0, (r.stdout + r.stderr)[-6000:]
+
+
+def test_readme_is_the_index_notebook(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT/"nbs"/"site")
+    from readme import render
+    assert (ROOT/"README.md").read_text() == render(), "run python nbs/site/readme.py"

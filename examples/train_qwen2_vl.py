@@ -1,0 +1,61 @@
+"""Train Qwen2-VL to operate a user interface by rejection sampling, and look at what it learned.
+
+    python examples/train_qwen2_vl.py --mode train                       # the embedded tiny model, one button, a few minutes on a CPU
+    python examples/train_qwen2_vl.py --mode train --task miniwob/click-test
+    python examples/train_qwen2_vl.py --mode train --model Qwen/Qwen2-VL-2B-Instruct --task web:examples/sample_app/login.yaml   # a GPU
+    python examples/train_qwen2_vl.py --mode test                        # shows what the last run learned
+
+Every other flag is a keyword of `train_with_orchestration`; `vlm-agent train --help` lists them.
+"""
+import argparse
+import json
+import os
+from pathlib import Path
+
+CONFIGS = Path(__file__).parent/"configs"
+
+
+def train(args, flags):
+    if args.model == "tiny": os.environ.setdefault("OMP_NUM_THREADS", "1")  # so small a model is fastest on one thread
+    from vlm_agent import cli
+    config = CONFIGS/("tiny.yaml" if args.model == "tiny" else "qwen2_vl_2b.yaml")
+    cli.train(["--config", str(config), "--model", args.model, "--task", args.task, *(["--output-dir", args.output_dir] if args.output_dir else []), *flags])
+
+
+def last_run(task):
+    "The newest finished run on `task`."
+    runs = [p.parent for p in Path("runs").glob("*/summary.json") if json.loads(p.read_text())["task"] == task]
+    if not runs: raise SystemExit(f"no finished run on {task} under runs/: train one first, or name its folder by --output-dir")
+    return max(runs, key=lambda p: (p/"summary.json").stat().st_mtime)
+
+
+def test(args, flags):
+    from vlm_agent import ActionDecoder, ModelPolicy, TaskRunner, VLMWrapper, make_env
+    from vlm_agent.core import describe_action
+    from vlm_agent.training import HELD_OUT
+    from vlm_agent.viewer import draw_action
+    run = Path(args.output_dir) if args.output_dir else last_run(args.task)
+    model = VLMWrapper(str(run/"checkpoints"/"final"))
+    env = make_env(args.task)
+    runner = TaskRunner(ModelPolicy(model, ActionDecoder(model.action_format, grid=model.grid), greedy=True), env)
+    folder = run/"predictions"; folder.mkdir(exist_ok=True)
+    for i in range(args.episodes):
+        t = runner.run(seed=HELD_OUT + i)
+        for j, step in enumerate(t.steps):
+            picture = folder/f"{i:02d}-{j}.png"
+            draw_action(step.observation.screenshot, step.action).save(picture)
+            print(f"{t.goal!r}: the model wrote {step.prediction.text!r}, read as {step.action or step.error}: {describe_action(step.action)}; {t.outcome}; drawn in {picture}")
+    env.close()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mode", choices=["train", "test"], default="train")
+    parser.add_argument("--model", default="tiny", help="'tiny', a Hub name or a folder")
+    parser.add_argument("--task", default="toy/click-button")
+    parser.add_argument("--output-dir", help="the run's folder")
+    parser.add_argument("--episodes", type=int, default=6, help="how many predictions --mode test shows")
+    args, flags = parser.parse_known_args()
+    try: {"train": train, "test": test}[args.mode](args, flags)
+    except KeyboardInterrupt: raise SystemExit(130)
+    except (ValueError, OSError, RuntimeError) as e: raise SystemExit(f"{Path(__file__).name}: {e}")

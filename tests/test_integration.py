@@ -1,0 +1,114 @@
+"""The whole thing, as a user runs it: the specification's example against a running server, the example program, the command line, the errors."""
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def run(*args, timeout=600, cwd=ROOT, env=ENV):
+    return subprocess.run([sys.executable, *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)
+
+
+@pytest.fixture(scope="module")
+def server():
+    from vlm_agent.server import start_server
+    s = start_server("toy/click-button")
+    yield s
+    s.close()
+
+
+def test_the_specifications_example_runs_against_a_running_server(server, tmp_path):
+    code = f"""
+from vlm_agent import VLMWrapper, RejectionSampling, train_with_orchestration
+vlm = VLMWrapper(model_name="tiny", use_lora=True)
+r = train_with_orchestration(model=vlm, ui_env_url={server.url!r}, task_prompt="Click the button",
+                             algorithm=RejectionSampling(reward_threshold=0.5), num_training_steps=100, batch_size=16, eval_episodes=8, tasks_per_round=16)
+print(r)
+"""
+    r = run("-c", code, cwd=tmp_path)
+    assert r.returncode == 0, r.stderr[-3000:]
+    folder, = (tmp_path/"runs").iterdir()
+    lines = [json.loads(l) for l in (folder/"rounds"/"0001"/"trajectories.jsonl").read_text().splitlines()]
+    assert {l["steps"][0]["prediction"]["prompt"] for l in lines} == {"Click the button"}
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    "The example program at toy size."
+    folder = tmp_path_factory.mktemp("runs")/"small"
+    r = run("examples/train_qwen2_vl.py", "--mode", "train", "--output-dir", folder, "--demonstrations", "40", "--warm-start-steps", "20", "--num-training-steps", "20",
+            "--steps-per-round", "10", "--tasks-per-round", "32", "--samples-per-task", "4", "--eval-episodes", "40")
+    assert r.returncode == 0, r.stderr[-3000:]
+    return folder, r.stdout
+
+
+def test_the_run_folder_is_complete(small_run):
+    folder, said = small_run
+    for name in ("config.yaml", "metrics.jsonl", "summary.json", "report.html", "curves.png", "rounds/0001/trajectories.jsonl", "rounds/0002/selection.jsonl", "checkpoints/0002/state.json"):
+        assert (folder/name).exists(), name
+    assert list((folder/"checkpoints"/"final").glob("*.safetensors")) and not list(folder.rglob("*.tmp"))
+    for row in ("random clicker", "untrained", "after the warm start", "after rejection sampling"): assert row in said
+    summary = json.loads((folder/"summary.json").read_text())
+    for who in ("untrained", "warm_start", "trained", "random_clicker"):
+        s = summary[who]
+        assert 0 <= s["low"] <= s["success"] <= s["high"] <= 1 and s["episodes"] == 40
+
+
+def test_the_report_needs_nothing_from_outside(small_run):
+    html = (small_run[0]/"report.html").read_text()
+    assert not re.findall(r"""(?:src|href)=["']https?://""", html) and "data:image/png" in html
+
+
+def test_what_was_used_can_be_run_again(small_run, tmp_path):
+    r = run("-m", "vlm_agent.cli", "train", "--config", small_run[0]/"config.yaml", "--output-dir", tmp_path/"again", "--progress", "false")
+    assert r.returncode == 0, r.stderr[-3000:]
+    a, b = (json.loads((p/"summary.json").read_text()) for p in (small_run[0], tmp_path/"again"))
+    assert a["trained"] == b["trained"] and a["steps"] == b["steps"]
+
+
+def test_mode_test_shows_what_was_learned(small_run):
+    r = run("examples/train_qwen2_vl.py", "--mode", "test", "--output-dir", small_run[0], "--episodes", "2")
+    assert r.returncode == 0, r.stderr[-3000:]
+    assert r.stdout.count("'type': 'click'") + r.stdout.count("no action") >= 1 and len(list((small_run[0]/"predictions").glob("*.png"))) >= 2
+
+
+def free_port():
+    with socket.socket() as s: s.bind(("127.0.0.1", 0)); return s.getsockname()[1]
+
+
+@pytest.mark.parametrize("flags, expected", [
+    (["--task", "toy/click-buton"], ["toy/click-button"]),
+    (["--task", "toy/click-button", "--model", "tiny:qwen9"], ["qwen2_vl"]),
+    (["--ui-env-url", "PORT"], ["PORT"]),
+    (["--task", "toy/click-button", "--model.device", "cuda"], ["CUDA"]),
+    (["--task", "toy/click-button", "--model", "Qwen/Qwen2-VL-2B-Instruct"], ["Qwen/Qwen2-VL-2B-Instruct"]),
+    (["--num-training-steps", "3"], ["ui_env_url", "task"]),
+    (["--taks", "toy/click-button"], ["task"]),
+])
+def test_bad_input_is_told_in_one_line(flags, expected, tmp_path):
+    port = str(free_port())
+    flags = [f"http://127.0.0.1:{port}" if f == "PORT" else f for f in flags]
+    r = run("-m", "vlm_agent.cli", "train", *flags, "--output-dir", tmp_path/"run", "--eval-episodes", "0", timeout=180)
+    assert r.returncode == 1 and "Traceback" not in r.stderr, r.stderr[-2000:]
+    for word in expected: assert (port if word == "PORT" else word) in r.stderr, r.stderr[-2000:]
+
+
+def test_a_port_in_use_is_named(server):
+    port = server.url.rsplit(":", 1)[1].strip("/")
+    r = run("-m", "vlm_agent.cli", "serve", "--task", "toy/click-button", "--port", port, timeout=120)
+    assert r.returncode == 1 and port in r.stderr and "Traceback" not in r.stderr
+
+
+def test_eval_from_the_command_line():
+    r = run("-m", "vlm_agent.cli", "eval", "random", "--task", "toy/click-button", "--episodes", "20")
+    assert r.returncode == 0 and "20" in r.stdout, r.stderr[-2000:]
+    r = run("-m", "vlm_agent.cli", "eval", "oracle", "--task", "toy/click-button", "--episodes", "5")
+    assert r.returncode == 0 and "100" in r.stdout, r.stderr[-2000:]
