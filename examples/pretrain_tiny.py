@@ -97,7 +97,7 @@ def success(teacher, scenes):
 def questions(teacher, rng, s, goals, captions, plain):
     "What is asked about one screenshot in one step."
     chosen = rng.sample(s.goals, min(goals, len(s.goals)))
-    asked = [teacher.ask(g, rng.random() > plain) for g in chosen]
+    asked = [teacher.ask(rng, g, rng.random() > plain) for g in chosen]
     return asked + [q for q in (teacher.caption(rng, s) for _ in range(captions)) if q]
 
 
@@ -105,8 +105,8 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--output-dir", type=Path, default=Path("runs/base-0"))
-    p.add_argument("--vision-steps", type=int, default=2200, help="of stage 1, 12 crowded screens each")
-    p.add_argument("--steps", type=int, default=4200, help="of stage 2, 8 screens each")
+    p.add_argument("--vision-steps", type=int, default=2400, help="of stage 1, 12 crowded screens each")
+    p.add_argument("--steps", type=int, default=3400, help="of stage 2, 8 screens each")
     p.add_argument("--easy", type=int, default=320, help="first steps of stage 2, with mostly colours and shapes")
     p.add_argument("--plain", type=float, default=0.6, help="share of answers that do not name the thing first")
     p.add_argument("--ground", type=float, default=1.0, help="weight of the grounding loss; 0: none")

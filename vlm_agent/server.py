@@ -395,7 +395,7 @@ def _language(self:RemoteEnv):
 
 RemoteEnv._open, RemoteEnv._language = _open, _language
 
-# %% ../nbs/08_server.ipynb #af98bc25
+# %% ../nbs/08_server.ipynb #eff31d79
 def browsergym_action(action:dict # Ours
                      )->dict:     # {"action_str": "mouse_click(10, 20)"}
     "BrowserGym's action language (coordinates, not element ids)."
@@ -406,7 +406,7 @@ def browsergym_action(action:dict # Ours
     elif kind == "scroll": said = (f"mouse_move({a['x']}, {a['y']})\n" if "x" in a else "") + f"scroll({a.get('dx', 0)}, {a.get('dy', 0)})"
     elif kind == "drag": said = f"mouse_drag_and_drop({a['x']}, {a['y']}, {a['x2']}, {a['y2']})"
     elif kind == "move": said = f"mouse_move({a['x']}, {a['y']})"
-    elif kind == "double_click" or kind == "click" and a.get("count") == 2: said = f"mouse_dblclick({a['x']}, {a['y']})"
+    elif kind == "double_click" or kind == "click" and a.get("count") == 2: said = f"mouse_dblclick({a['x']}, {a['y']}, button={q(a.get('button', 'left'))})"
     elif kind in ("click", "right_click"): said = f"mouse_click({a['x']}, {a['y']}, button={q('right' if kind == 'right_click' else a.get('button', 'left'))})"
     elif kind == "wait": said = f"noop({a['ms']})"
     elif kind == "goto": said = f"goto({q(a['url'])})"

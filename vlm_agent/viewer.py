@@ -77,7 +77,7 @@ def _band(ax, rows, label, colour, x="round", y="success", marker="o"):
     xs, ys = [r[x] for r in rows], [100 * r[y] for r in rows]
     ax.errorbar(xs, ys, [[v - 100 * r["low"] for v, r in zip(ys, rows)], [100 * r["high"] - v for v, r in zip(ys, rows)]], marker=marker, color=colour, capsize=3, label=label)
 
-# %% ../nbs/01_viewer.ipynb #5c633a85
+# %% ../nbs/01_viewer.ipynb #90921237
 def plot_curves(run, # The folder of a run
                ):    # A matplotlib figure
     "curves.png of a run: success and loss."
@@ -90,7 +90,7 @@ def plot_curves(run, # The folder of a run
     _band(left, [dict(e, round=e["round"] - 0.5) for e in events if e["event"] == "round"], "sampled while acting", ORANGE, y="sampled_success", marker="s")
     if "random_clicker" in named: left.axhline(100 * named["random_clicker"]["success"], color=GREY, ls=":", label="random clicker")
     if "untrained" in named: left.plot([0], [100 * named["untrained"]["success"]], "x", color=RED, label="untrained")
-    left.set(xlabel="round (0: after the warm start)", ylabel="success (%), 95 % intervals", ylim=(-3, 103)); left.grid(alpha=0.3); left.legend(fontsize=8, loc="best")
+    left.set(xlabel="round (0: after the warm start)", ylabel="success (%), 95 % intervals", ylim=(-3, 103)); left.xaxis.get_major_locator().set_params(integer=True); left.grid(alpha=0.3); left.legend(fontsize=8, loc="best")
     if steps: right.plot([e["step"] for e in steps], [e["loss"] for e in steps], color=BLUE, lw=0.8)
     for e in events:
         if e["event"] == "round": right.axvline(e["step"], color=GREY, lw=0.6, ls=":")
@@ -98,7 +98,7 @@ def plot_curves(run, # The folder of a run
     figure.savefig(Path(run)/"curves.png", dpi=150)
     return figure
 
-# %% ../nbs/01_viewer.ipynb #2de424c3
+# %% ../nbs/01_viewer.ipynb #ac3ac5e0
 _STYLE = """
 :root{color-scheme:light dark;--line:#8884;--soft:#8882}
 body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem}
@@ -107,7 +107,8 @@ table{border-collapse:collapse}td,th{padding:.25rem .8rem;border-bottom:1px soli
 img{max-width:100%}.curves{background:#fff;border-radius:6px}
 pre{background:var(--soft);padding:.8rem;overflow:auto;border-radius:6px}
 .bar{position:sticky;top:0;background:Canvas;padding:.5rem 0;display:flex;gap:.8rem;flex-wrap:wrap;border-bottom:1px solid var(--line);z-index:1}
-article{border:1px solid var(--line);border-left:6px solid #D55E00;border-radius:6px;margin:.8rem 0;padding:.6rem .8rem}
+#list{display:grid;grid-template-columns:repeat(auto-fill,minmax(262px,1fr));gap:.8rem;margin-top:.8rem}article.wide{grid-column:1/-1}
+article{border:1px solid var(--line);border-left:6px solid #D55E00;border-radius:6px;padding:.6rem .8rem;font-size:13px;min-width:0}
 article.success{border-left-color:#009E73}article.void{border-left-color:#999}article.on{outline:3px solid #0072B2}
 .steps{display:flex;gap:.6rem;overflow-x:auto}.step{position:relative;flex:none;width:240px;font-size:13px}
 .shot{position:relative}.shot img{width:240px;image-rendering:pixelated;display:block;border:1px solid var(--line)}
@@ -121,7 +122,7 @@ let shown=[],at=-1;
 for(const n of ['round','outcome','kept'])for(const v of [...new Set(D.episodes.map(e=>String(e[n])))].sort()){const o=el('option','',v);o.value=v;pick(n).append(o)}
 function draw(){box.replaceChildren();shown=[];at=-1;
  for(const e of D.episodes){if(['round','outcome','kept'].some(n=>pick(n).value&&String(e[n])!==pick(n).value))continue;
-  const a=el('article',e.outcome);a.append(el('div','',`round ${e.round}, seed ${e.seed}, sample ${e.sample}: ${e.outcome}, return ${e.reward}; ${e.kept}: ${e.reason}`));a.append(el('b','',e.goal));
+  const a=el('article',e.outcome+(e.steps.length>1?' wide':''));a.append(el('div','',`round ${e.round}, seed ${e.seed}, sample ${e.sample}: ${e.outcome}, return ${e.reward}; ${e.kept}: ${e.reason}`));a.append(el('b','',e.goal));
   const s=el('div','steps');e.steps.forEach((p,i)=>{const d=el('div','step'),h=el('div','shot'),m=el('img');m.src=D.images[p.image];m.alt='screenshot of step '+(i+1);m.loading='lazy';h.append(m);
    for(const q of p.points){const o=el('span','dot');o.style.left=q[0]+'%';o.style.top=q[1]+'%';h.append(o)}
    d.append(h,el('code','',p.text));if(p.error)d.append(el('div','',p.error));s.append(d)});a.append(s);box.append(a);shown.push(a)}

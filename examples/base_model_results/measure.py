@@ -50,7 +50,15 @@ def blind_replay(texts):
     def policy(observations): return [Prediction(random.Random(stream_of("blind", o.stream)).choice(texts), images=(o.image,)) for o in observations]
     return policy
 
-def cpu_minutes(): t = os.times(); return (t.user + t.system + t.children_user + t.children_system)/60
+class Meter:
+    "A callback: CPU-minutes of this process (the model's; the browser is another process) by what a run is doing."
+    def __init__(self): self.spent, self.now, self.since = {}, "starting", time.process_time()
+    def __call__(self, e):
+        if e["event"] in ("evaluation", "round"): print(e, flush=True)
+        if e["event"] not in ("phase", "end"): return
+        t = time.process_time(); self.spent[self.now] = self.spent.get(self.now, 0) + (t - self.since)/60
+        self.now, self.since = e.get("phase", "end").split()[0].rstrip(",:"), t
+    def to_dict(self): return {f"cpu_minutes_{k}": round(v, 3) for k, v in self.spent.items()}
 
 def write(name, what, **more):
     path = HERE/name; path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,12 +92,12 @@ def rejection(a):
     if a.demonstrations:
         env = make_env(a.task)
         TrajectoryFile(shown).append(*record_demonstrations(env, range(DEMONSTRATED, DEMONSTRATED + a.demonstrations), policy)); env.close()
-    began, wall = cpu_minutes(), time.time()
+    meter, wall = Meter(), time.time()
     result = train_with_orchestration(model, task=a.task, seed=a.seed, output_dir=str(run), max_steps=steps, history=a.history, eval_episodes=a.episodes,
                                       num_training_steps=a.rounds * a.steps, steps_per_round=a.steps, tasks_per_round=a.states, samples_per_task=a.samples, batch_size=16,
                                       learning_rate=a.learning_rate or (4e-3 if a.lora else 8e-4), demonstrations=str(shown) if shown.exists() else None,
-                                      warm_start_steps=a.warm_start if a.demonstrations else 0, progress=False, callbacks=(lambda e: print(e, flush=True) if e["event"] in ("evaluation", "round") else None,))
-    spent = dict(own_cpu_minutes=round(cpu_minutes() - began, 2), wall_minutes=round((time.time() - wall)/60, 2), learning_minutes=round(sum(r["seconds_learning"] for r in result.rounds)/60, 2), acting_minutes=round(sum(r["seconds_acting"] for r in result.rounds)/60, 2))
+                                      warm_start_steps=a.warm_start if a.demonstrations else 0, progress=False, callbacks=(meter,))
+    spent = dict(**meter.to_dict(), wall_minutes=round((time.time() - wall)/60, 2))
     said = [s.prediction.text for r in result.rounds for t in TrajectoryFile(run/"rounds"/f"{r['round']:04d}") if t.success for s in t.steps]
     blind = success(blind_replay(said), a.task, a.episodes, steps).to_dict() if said else None
     keep = ("success", "low", "high", "episodes")

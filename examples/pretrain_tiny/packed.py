@@ -17,10 +17,10 @@ GROUND_LAYER, GROUND_HEADS = 1, 2  # where the grounding loss looks: text layer 
 
 
 def watched_attention(module, q, k, v, mask, scaling=None, dropout=0.0, **_):
-    "Scaled dot products in fp32; the layer of the grounding loss leaves its queries and keys behind."
+    "Attention in bf16; the layer of the grounding loss leaves its queries and keys behind."
     if module.layer_idx == GROUND_LAYER: module.watched = (q[:, :GROUND_HEADS], k[:, :GROUND_HEADS])
-    with torch.autocast("cpu", enabled=False): out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask, scale=scaling)
-    return out.transpose(1, 2).to(v.dtype), None
+    seen = torch.matmul(q * scaling, k.transpose(-1, -2)).masked_fill(~mask, -1e4).softmax(-1)
+    return torch.matmul(seen.to(v.dtype), v).transpose(1, 2), None
 
 ALL_ATTENTION_FUNCTIONS.register("watched", watched_attention)
 
@@ -86,16 +86,17 @@ class Teacher(nn.Module):
 
     def ids(self, text): return self.tok(text, add_special_tokens=False).input_ids
 
-    def ask(self, goal, named): # -> Question
-        "A goal as a question; `named`: the answer says what it clicks on first."
+    def ask(self, rng, goal, named): # -> Question
+        "A goal as a question; `named`: the answer says what it clicks on first. The point is drawn from the bell that is its target."
         if goal.typed is not None:
             answer = self.ids(f'type("{goal.typed}")') + [self.end]
             return Question(self.ids(goal.text) + [self.reply], answer, [1.0] * len(answer))
         x, y, w, h = goal.box
+        across, down = bins_inside(x, w, 20), bins_inside(y, h, 26)
+        at = [GRID * rng.choices(range(len(bins)), bins)[0] + GRID//2 for bins in (across, down)]
         name = self.ids(goal.name + " ") if named else []
-        answer = name + self.ids("click(4, 4)") + [self.end]  # click( x , y ) end
-        n = len(name)
-        return Question(self.ids(goal.text) + [self.reply], answer, [1.0] * n + [0.1] * (len(answer) - n), {n + 1: bins_inside(x, w, 20), n + 3: bins_inside(y, h, 26)}, goal.box)
+        answer, n = name + self.ids(f"click({at[0]}, {at[1]})") + [self.end], len(name)  # ... click( x , y ) end
+        return Question(self.ids(goal.text) + [self.reply], answer, [1.0] * (n + 1) + [0.1] * (len(answer) - n - 1), {n + 1: across, n + 3: down}, goal.box)
 
     def caption(self, rng, s):
         asked = caption(rng, s)
