@@ -176,7 +176,7 @@ def refusal(headers,     # Of the request
     if token and not hmac.compare_digest(headers.get("authorization", "").encode(), f"Bearer {token}".encode()): return "send the server's token: Authorization: Bearer TOKEN"
     return ""
 
-# %% ../nbs/08_server.ipynb #7efc390d
+# %% ../nbs/08_server.ipynb #a23b23ae
 def _json(data): return json.dumps(data, separators=(",", ":"), default=repr)
 
 async def _converse(socket, session, pool, idle):
@@ -209,7 +209,8 @@ def make_app(tasks,                  # What `make_env` takes, several
         if why: await socket.close(1008, why); return  # before it was accepted: HTTP 403
         await socket.accept()
         if len(sessions) >= max_sessions:
-            await socket.send_text(_json(_error("CAPACITY_REACHED", f"{max_sessions} sessions are open, no more are allowed"))); await socket.close(1013); return
+            full = f"{max_sessions} sessions are open, no more are allowed"
+            await socket.send_text(_json(_error("CAPACITY_REACHED", full))); await socket.close(1013, f"CAPACITY_REACHED: {full}"); return
         session = Session(tasks, make); sessions.add(session)
         try: await _converse(socket, session, pool, idle)
         except asyncio.TimeoutError: await socket.send_text(_json(_error("SESSION_ERROR", f"closed after {idle:.0f} s without a frame")))
