@@ -50,8 +50,8 @@ def test_every_output_of_the_corpus_is_read(name):
 # -- round trips
 
 SMALL = dict(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-TEXTS = st.text(max_size=40) | st.text(alphabet="'\"\\()[]{}<>,:;=\n\r\t ab1|/", max_size=30) | st.sampled_from([
-    "it's (ok)", "</think>", "\n</think>x", "<think>", "click(1, 2)", '{"type": "click"}', "<loc0001><loc0002>", "<loc_1><loc_2>", "TYPE [x]", "a]\n", "\\", "\\'", "\\n", "'''", '"""', "<|im_end|>", "</s>", "DONE", "None", "100 200 click"])
+TRAPS = ["it's (ok)", "</think>", "\n</think>x", "<think>", "click(1, 2)", '{"type": "click"}', "<loc0001><loc0002>", "<loc_1><loc_2>", "TYPE [x]", "a]\n", "\\", "\\'", "\\n", "'''", '"""', "<|im_end|>", "</s>", "DONE", "None", "100 200 click"]
+TEXTS = st.text(max_size=40) | st.text(alphabet="'\"\\()[]{}<>,:;=\n\r\t ab1|/", max_size=30) | st.sampled_from(TRAPS)
 KEYS = st.lists(st.sampled_from(["ctrl", "alt", "shift", "meta", "enter", "tab", "esc", "backspace", "delete", "up", "down", "left", "right", "home", "end", "pageup", "pagedown", "space", "f5", "a", "z", "7", "/"]), min_size=1, max_size=3, unique=True)
 
 
@@ -109,18 +109,19 @@ def check_round_trip(decoder, a, size, seen):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_written_is_read_back(name):
-    said = Counter()
+    for a in ({"type": "click", "x": 150, "y": 7.5}, *({"type": "type", "text": t} for t in TRAPS)):
+        try: ActionDecoder(name).encode(a, (160, 210), (160, 224))
+        except ActionError: assert name in ("os_atlas", "ui_tars", "ui_tars_1_5", "doubao") and "\n" in a["text"]; continue
+        check_round_trip(ActionDecoder(name), a, (160, 210), (160, 224))
 
-    @settings(max_examples=150, **SMALL)
+    @settings(max_examples=100, **SMALL)
     @given(cases())
     def law(case):
         a, size, seen = case
         try: ActionDecoder(name).encode(a, size, seen)
         except ActionError as e: assert "words" in str(e) or "line" in str(e); return
-        said[a["type"]] += 1
         check_round_trip(ActionDecoder(name), a, size, seen)
     law()
-    assert said["click"] and said["type"]
 
 
 @pytest.mark.parametrize("space", SPACES)
@@ -129,7 +130,7 @@ def test_the_space_is_an_argument_of_any_dialect(name, space):
     @settings(max_examples=40, **SMALL)
     @given(cases().filter(lambda c: c[0]["type"] in ("move", "drag")))
     def law(case): check_round_trip(ActionDecoder(name, coordinates=space), *case)
-    if name != "qwen3_vl" or True: law()
+    law()
 
 
 @settings(max_examples=150, **SMALL)
@@ -164,6 +165,11 @@ def test_the_prompt_speaks_the_dialect(name):
     examples = [decoder.encode(a, (1000, 1000), (1000, 1000)) for a in ({"type": "click", "x": 100, "y": 200}, {"type": "type", "text": "hello"})]
     assert all(e in decoder.prompt for e in examples)
     assert "pixels of the screenshot" in ActionDecoder(name, coordinates="pixel").prompt or name in ("florence2", "paligemma")
+
+
+def test_a_truncated_list_keeps_its_whole_entries_once():
+    whole = '{"a": {"b": {"type": "click", "x": 1, "y": 2}}, "c": [{"type": "back"}, {"type": "do'
+    assert ActionDecoder("json").decode_all(whole) == [{"type": "click", "x": 1, "y": 2}, {"type": "back"}]
 
 
 # -- spaces are stated
@@ -340,7 +346,7 @@ def test_a_megabyte_takes_less_than_a_fifth_of_a_second(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["text", "qwen3_vl", "coordinates", "os_atlas", "paligemma"])
 def test_ten_megabytes_end(name):
     decoder = ActionDecoder(name)
     assert not [(t, text[:30]) for text in hostile(10 ** 7) if (t := cpu(decoder, text)) > 2]
