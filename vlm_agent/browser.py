@@ -277,9 +277,8 @@ class Chromium:
         kept = [tab for tabs in self.idle.values() for tab in tabs]
         if len(kept) >= self.pages: self.idle[kept[0].task.spec_name].remove(kept[0]); await kept[0].close()
 
-# %% ../nbs/07_browser.ipynb #91020a7d
+# %% ../nbs/07_browser.ipynb #b21529c6
 _FLAGS = ["--font-render-hinting=none", "--disable-smooth-scrolling", "--disable-gpu", "--disable-partial-raster",  # same page, same pixels
-          "--disable-frame-rate-limit", "--disable-gpu-vsync",  # a screenshot waits for the next frame: 5 ms instead of 25
           "--force-webrtc-ip-handling-policy=disable_non_proxied_udp", "--dns-prefetch-disable", "--disable-quic"]
 
 async def _launch(self:Chromium):
@@ -450,9 +449,10 @@ async def _oracle(self:BrowserEnv):
 
 for f in (_begin, _look, _act, _state, _oracle): setattr(BrowserEnv, f.__name__, f)
 
-# %% ../nbs/07_browser.ipynb #2af095b5
-_MINIWOB_CSS = "#click-canvas,#reward-display{display:none!important} *{caret-color:transparent!important} ::-webkit-calendar-picker-indicator{display:none!important}"
-_MINIWOB_CLOCK = """{const now = Date.now, shift = Date.UTC(2024, 0, 15, 12) - now(), later = () => now() + shift;  // some pages show today's date
+# %% ../nbs/07_browser.ipynb #09f993c8
+_MINIWOB_CSS = "#click-canvas,#reward-display,#sync-task-cover{display:none!important} *{caret-color:transparent!important} ::-webkit-calendar-picker-indicator{display:none!important}"
+_MINIWOB_CLOCK = """console.log = () => {};  // each line would travel through the driver
+{const now = Date.now, shift = Date.UTC(2024, 0, 15, 12) - now(), later = () => now() + shift;  // some pages show today's date
 Date = new Proxy(Date, {construct: (D, a) => a.length ? new D(...a) : new D(later()), apply: D => new D(later()).toString(), get: (D, k) => k === 'now' ? later : Reflect.get(D, k)});}"""
 _MINIWOB_HOLD = """window.frame = requestAnimationFrame;
 for (const name of ['setTimeout', 'setInterval', 'requestAnimationFrame']) {
