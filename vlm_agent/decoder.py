@@ -455,7 +455,7 @@ def _json_syntax(*keys, wrap=lambda d: d, tag="{}", dumps=lambda d: json.dumps(d
     def write(verb, fields): return tag.replace("{}", dumps(wrap({keys[0]: verb.name, **{k: v for k, v in fields.items() if v is not None or always}})))
     return Syntax(read, write)
 
-# %% ../nbs/05_decoder.ipynb #1add3bae
+# %% ../nbs/05_decoder.ipynb #18fc0a61
 _LISTED = re.compile(r"(?m)^[ \t]*+[0-9]++[.)](?=\s)")  # "1. " before an entry of a list
 _WORD = re.compile(r"([+-]?(?:[0-9]++(?:\.[0-9]++)?|\.[0-9]++)(?!\w))|(?<!\w)(['\"])|([^\W\d]\w*+)|[,\s()\[\]]++|(.)", re.S)
 _CLOSED = {q: re.compile(rf"[^{q}\\]*+(?:\\.[^{q}\\]*+)*+{q}", re.S) for q in "'\""}
@@ -484,7 +484,7 @@ def _alone(text, m):
     return (before + after).strip(" `*.\t\r").lower() in ("", "action:", "actions:")
 
 def _postfix(name, verbs, run):
-    if name == "key": run = [run]
+    if name == "key" and len(run) > 1: run = [run]
     if name == "scroll" and len(run) == 2: run = [None, None, *run]
     return _try(verbs, run, {})
 
@@ -750,7 +750,7 @@ def _ui_tars(write, point):
 
 _TARS_CALLS = _call_syntax(positional=False, quote=_single, before="Action: ")
 
-# %% ../nbs/05_decoder.ipynb #66c5a758
+# %% ../nbs/05_decoder.ipynb #28e1dec3
 def _gesture():
     "Keys held and pressed, one call each."
     def read(v):
@@ -792,7 +792,10 @@ def _launch():
         if url not in (None, "None"): return {"url": _plain(url, "url")}
         if name in (None, "None"): raise _Bad("app and url are missing")
         return app.read(name)
-    return Part(("app", "url"), read, lambda a: (*app.write(a), None) if a["url"].startswith("app://") else (None, a["url"]), frozenset({"url"}))
+    def write(a):
+        if a["url"].removeprefix("app://") == "None": raise ActionError("LAUNCH: 'None' means nothing")
+        return (*app.write(a), None) if a["url"].startswith("app://") else (None, a["url"])
+    return Part(("app", "url"), read, write, frozenset({"url"}))
 
 _BOX_PART, _BOX_OR_NONE = _point("box", write=_box), _point("box", write=_box, optional=True)
 _INFO = _ignored("element_type", "element_info")
