@@ -68,10 +68,13 @@ class Selenium:
 
 
 BROWSERGYM = '''
-import importlib, os, sys, time
-import gymnasium as gym, browsergym.miniwob, playwright.sync_api as p, browsergym.core as core
+import sys, time
+import playwright.sync_api as p
+launch = p.BrowserType.launch
+p.BrowserType.launch = lambda self, **k: launch(self, **{**k, "executable_path": sys.argv[2]})  # its chat window launches a browser too
+import gymnasium as gym, browsergym.miniwob
 seconds = float(sys.argv[1])
-env = gym.make("browsergym/miniwob.click-test", pw_chromium_kwargs={"executable_path": sys.argv[2], "args": ["--no-sandbox"]}, action_mapping=None)
+env = gym.make("browsergym/miniwob.click-test", action_mapping=None)
 n, won, start = 0, 0, time.perf_counter()
 while time.perf_counter() - start < seconds:
     o, _ = env.reset(seed=n)

@@ -355,3 +355,26 @@ def test_openenvs_own_client_can_play(toy, tmp_path):
     r = subprocess.run([str(python), "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
     assert r.returncode == 0, r.stderr[-3000:]
     assert r.stdout.split("\n")[:2] == ["['error', 'goal', 'height', 'metadata', 'screenshot', 'url', 'width'] False", "1.0 True 1"]
+
+
+@pytest.mark.slow
+def test_browsergym_can_be_acted_in(tmp_path):
+    "BrowserGym's MiniWoB in an environment of its own (it pins another Playwright), through our adapter, in our Chromium."
+    from vlm_agent.browser import find_chromium, miniwob_folder
+    python = pip_venv(tmp_path/"venv", "browsergym-core", "browsergym-miniwob", "starlette", "uvicorn", "websockets", "requests")
+    code = f"""
+    import playwright.sync_api as p
+    launch = p.BrowserType.launch
+    p.BrowserType.launch = lambda self, **k: launch(self, **{{**k, "executable_path": {find_chromium()!r}}})
+    import gymnasium as gym, browsergym.miniwob
+    from browsergym.core.action.highlevel import HighLevelActionSet
+    from vlm_agent.server import GymAdapter
+    env = GymAdapter(gym.make("browsergym/miniwob.click-test", action_mapping=HighLevelActionSet(subsets=["coord"]).to_python_code))
+    o, info = env.reset(seed=1)
+    page = env.env.unwrapped.page
+    b, zoom = page.locator("#subbtn").bounding_box(), page._bgym_scale_factor  # its screenshots are zoomed
+    print(o["screenshot"].ndim, o["goal"], *env.step({{"type": "click", "x": zoom * (b["x"] + b["width"] / 2), "y": zoom * (b["y"] + b["height"] / 2)}})[1:3])
+    env.close()"""
+    r = subprocess.run([str(python), "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": str(ROOT), "MINIWOB_URL": (miniwob_folder()/"miniwob").as_uri() + "/"})
+    assert r.returncode == 0, r.stderr[-3000:]
+    assert r.stdout.strip().endswith("3 Click the button. 1.0 True")
