@@ -327,9 +327,9 @@ def hostile(n):
     yield "{'type': 'clik'} " * 3900 + "x" * max(0, n - 70_000); yield "click(zz) " * 5000 + "x" * max(0, n - 50_000); yield "clik(1) " * 5000 + "x" * max(0, n - 50_000); yield "1 zz " * 7000 + "x" * max(0, n - 35_000)
 
 
-def cpu(decoder, text):
+def cpu(decoder, text, tries=3):
     best = math.inf
-    for _ in range(3):  # the machine is shared: the least of three
+    for _ in range(tries):  # the machine is shared: the least counts
         start = time.process_time()
         try: decoder.decode(text, (160, 210), (160, 224))
         except ActionDecodeError: pass
@@ -349,7 +349,7 @@ def test_a_megabyte_takes_less_than_a_fifth_of_a_second(name):
 @pytest.mark.parametrize("name", ["text", "qwen3_vl", "coordinates", "os_atlas", "paligemma"])
 def test_ten_megabytes_end(name):
     decoder = ActionDecoder(name)
-    assert not [(t, text[:30]) for text in hostile(10 ** 7) if (t := cpu(decoder, text)) > 2]
+    assert not [(t, text[:30]) for text in hostile(10 ** 7) if (t := cpu(decoder, text, 1)) > 2]
 
 
 def test_ten_megabytes_of_text_are_typed():
