@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraint
 export TOKENIZERS_PARALLELISM = false
 export OMP_NUM_THREADS ?= 1  # the tiny model is fastest on one thread
 
-.PHONY: train eval test test-slow docs bench chromium clean help
+.PHONY: train eval test test-slow bench chromium clean help
 
 help:
 	@grep -E '^# |^[a-z-]+:.*##' Makefile | sed 's/:.*##/  -/'
@@ -38,11 +38,8 @@ test: $(VENV)/.dev chromium  ## notebooks clean, in sync and green, and all of t
 test-slow: $(VENV)/.dev chromium  ## the cells and tests that take minutes
 	$(BIN)/python -m pytest --slow $(ARGS)
 
-docs: $(VENV)/.dev  ## the site, into _docs/
-	$(BIN)/python nbs/site/build.py
-
-bench: $(VENV)/.dev  ## benchmarks; see benchmarks/README.md
-	$(BIN)/python benchmarks/run.py $(ARGS)
+bench: $(VENV)/.dev  ## episodes a second of the environments
+	$(BIN)/python benchmarks/environment_throughput.py $(ARGS)
 
 clean:
-	rm -rf _docs _proc build dist *.egg-info .pytest_cache
+	rm -rf build dist *.egg-info .pytest_cache

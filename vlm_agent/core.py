@@ -40,11 +40,11 @@ ACTIONS = {  # action type -> {field: default}; coordinates are pixels of the sc
     "done":         dict(status="success"),
 }
 
-# %% ../nbs/00_core.ipynb #436a7325
+# %% ../nbs/00_core.ipynb #ceb63df8
 class ActionError(ValueError):
     "An action that the vocabulary does not have, or with a field that cannot be; says what was expected and received."
 
-def _number(v): return isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
+def _number(v): return isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1e15  # NaN and infinity are not
 def _string(v): return isinstance(v, str)
 
 _KINDS = {  # field -> (accepts, what to say when it does not)
@@ -65,7 +65,7 @@ def nearest(word:str, # What was written
     near = difflib.get_close_matches(str(word)[:100], [str(k) for k in known], n=1, cutoff=0.5)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
-# %% ../nbs/00_core.ipynb #f200e99d
+# %% ../nbs/00_core.ipynb #bc03907d
 def check_action(action:dict,       # `{"type": "click", "x": 100, "y": 200}`
                  size:tuple=None,   # (width, height) of the screenshot in pixels; None: bounds are not checked
                  clamp:bool=False,  # Move a point outside `size` to the edge and mark the action with `"clamped": True`
@@ -86,6 +86,7 @@ def check_action(action:dict,       # `{"type": "click", "x": 100, "y": 200}`
         accepts, expected = _KINDS[name]
         if not accepts(value): raise ActionError(f"{kind}: {name} must be {expected}, got {str(value)[:60]!r}")
         if value != default: out[name] = list(value) if name == "keys" else value
+    if kind == "scroll" and ("x" in out) != ("y" in out): raise ActionError("scroll: give both x and y, or neither to scroll where the pointer is")
     if action.get("clamped"): out["clamped"] = True
     return out if size is None else _inside(out, size, clamp)
 
