@@ -32,7 +32,7 @@ def plain_prompt(processor, n, text): return getattr(processor, "image_token", "
 
 def bare_prompt(processor, n, text): return text  # the processor puts the picture before it by itself
 
-# %% ../nbs/02_families.ipynb #4422f763
+# %% ../nbs/02_families.ipynb #45682c8d
 @dataclass(frozen=True)
 class Family:
     "What one model family is like."
@@ -41,7 +41,7 @@ class Family:
     text: str                       # Name of the language model
     action_format: str = "text"     # The dialect of `ActionDecoder` that it was trained to write
     prompt: Callable = chat_prompt  # (processor, number of pictures, text) -> the text that the processor is given
-    nested: bool = True             # The processor takes a list of pictures for each prompt, not one flat list
+    pictures: int = None            # Most pictures that a prompt can hold; None: any number
     answer_type: int = None         # `token_type_ids` of an answer; None: as the prompt's last token
     bos_first: bool = False         # Answers begin with the beginning-of-text token
 
@@ -55,7 +55,7 @@ FAMILIES = {f.name: f for f in (
     Family("idefics2", ("vision_model", "connector"), "text_model"),
     Family("idefics3", ("vision_model", "connector"), "text_model"),
     Family("smolvlm", ("vision_model", "connector"), "text_model"),
-    Family("florence2", ("vision_tower", "multi_modal_projector"), "language_model", "florence2", bare_prompt, bos_first=True),
+    Family("florence2", ("vision_tower", "multi_modal_projector"), "language_model", "florence2", bare_prompt, pictures=1, bos_first=True),
     Family("paligemma", ("vision_tower", "multi_modal_projector"), "language_model", "paligemma", plain_prompt, answer_type=1),
 )}
 
