@@ -75,8 +75,8 @@ def held_out(seed, n):
     for task in TASKS:
         out[task] = []
         while len(out[task]) < n:
-            s = scene(rng, task, strange=0.0)
-            out[task].append((s.image, rng.choice([g for g in s.goals if g.task == task])))
+            s = scene(rng, task, strange=0.0); fit = [g for g in s.goals if g.task == task]
+            if fit: out[task].append((s.image, rng.choice(fit)))
     return out
 
 
@@ -105,14 +105,15 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--output-dir", type=Path, default=Path("runs/base-0"))
-    p.add_argument("--vision-steps", type=int, default=2400, help="of stage 1, 12 crowded screens each")
-    p.add_argument("--steps", type=int, default=3400, help="of stage 2, 8 screens each")
+    p.add_argument("--vision-steps", type=int, default=1800, help="of stage 1, 12 crowded screens each")
+    p.add_argument("--steps", type=int, default=2600, help="of stage 2, 8 screens each")
     p.add_argument("--easy", type=int, default=320, help="first steps of stage 2, with mostly colours and shapes")
     p.add_argument("--plain", type=float, default=0.6, help="share of answers that do not name the thing first")
     p.add_argument("--ground", type=float, default=1.0, help="weight of the grounding loss; 0: none")
     p.add_argument("--theta", type=float, default=10.0, help="rope_theta of the text model")
     p.add_argument("--muon", type=float, default=0.02, help="its learning rate; 0: AdamW everywhere")
     p.add_argument("--evaluate-every", type=int, default=600)
+    p.add_argument("--save-every", type=int, default=100)
     p.add_argument("--scenes", type=int, default=512, help="held-out scenes of each task at the end")
     a = p.parse_args()
     torch.set_num_threads(1)
@@ -150,9 +151,9 @@ def main():
         optimizer.step(loss, share)
         recent.append(parts); done += 1; spent = time.process_time() - began
         if done % 100 == 0: note(stage=stage, **{k: round(float(np.mean([r[k] for r in recent if k in r])), 4) for k in parts}); recent = []
-        if done % a.evaluate_every == 0 or done == total:
+        if done % a.save_every == 0 or done == total:
             paused = time.process_time()
-            if stage == "goals" and done < total: note(success=success(teacher, early))
+            if stage == "goals" and done % a.evaluate_every == 0 and done < total: note(success=success(teacher, early))
             aside = kept.with_suffix(".tmp")
             torch.save(dict(teacher=teacher.state_dict(), optimizers=[o.state_dict() for o in optimizer.both], rng=rng.getstate(), done=done, spent=spent), aside); aside.replace(kept)
             began += time.process_time() - paused  # watching is not training

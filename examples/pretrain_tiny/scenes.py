@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from folder import COLOURS, GRID, LABELS, PATCH, SEEN, SHAPES
+from folder import COLOURS, GRID, LABELS, MINIWOB, PATCH, SEEN, SHAPES, SPEECH
 from vlm_agent import environment
 from vlm_agent.environment import SIZE, TOYS, draw_widgets
 
@@ -23,7 +23,7 @@ ASKS = dict(
     typing=['Type "{}".', 'Enter "{}".', 'Type "{}" into the field.'])
 FONTS = ("/usr/share/fonts/truetype/liberation/LiberationSans-Regular.ttf", "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf", None)  # None: Pillow's own
 FONT_SHARES = (0.6, 0.2, 0.2)
-MIX = dict(colour=0.2, text=0.34, shape=0.18, single=0.07, both=0.09, toy=0.08, typing=0.04)
+MIX = dict(colour=0.14, text=0.36, shape=0.2, single=0.13, both=0.07, toy=0.07, typing=0.03)
 EASY = dict(colour=0.4, text=0.12, shape=0.34, single=0.06, both=0.08)  # for the first steps: colours and shapes bind before words do
 
 
@@ -162,6 +162,12 @@ def goal_of(rng, t:Thing, single=False):
     if single: return Goal(rng.choice(ASKS["single"]), "single", t.box, "button")
     if t.colour and not (t.word and rng.random() < 0.5): return Goal(rng.choice(ASKS["colour"]).format(t.colour), "colour", t.box, t.colour)
     return Goal(rng.choice(ASKS[t.kind]).format(t.word), "text", t.box, t.word)
+
+
+def strange_goal(rng):
+    "An instruction whose words mean nothing yet; where only one thing can be clicked it is clear all the same, and no word stays untouched."
+    w = [rng.choice(MINIWOB + SPEECH + LABELS) if rng.random() < 0.8 else made_up(rng) for _ in range(4)]
+    return rng.choice(["Click the {} button.", "Click button {}.", 'Click "{}".', "Click on the {} colored box.", "{} {} the {}.", '{} the {} {} {}.', '{} {} {} the "{}".', "{} on the {}."]).format(*w)
 
 
 def words(rng, n, strange): return [made_up(rng) if rng.random() < strange else w for w in rng.sample(LABELS, n)]
