@@ -16,7 +16,18 @@ import sys
 import threading
 import time
 
+import psutil
+
 PAGES = 8
+
+
+def cpu_seconds():
+    "CPU time of this process and everything below it, those that have ended included."
+    total = sum(os.times()[:4])
+    for p in psutil.Process().children(recursive=True):
+        try: t = p.cpu_times(); total += t.user + t.system
+        except psutil.Error: pass
+    return total
 
 
 def in_threads(envs, play, seconds):
@@ -104,17 +115,18 @@ def main():
     if shutil.which("chromedriver"): contenders += [Selenium(1), Selenium(4)]
     else: print("no chromedriver: Selenium is left out", file=sys.stderr)
     if a.browsergym: contenders.append(BrowserGym(a.browsergym))
-    rates = {c.name: [] for c in contenders}
+    rates, cpu = ({c.name: [] for c in contenders} for _ in range(2))
     for _ in range(a.turns):
         for c in contenders:
+            before = cpu_seconds()
             rate, won = c.run(a.seconds)
             assert won > 0.9, (c.name, won)
-            rates[c.name].append(rate)
+            rates[c.name].append(rate); cpu[c.name].append((cpu_seconds() - before) / (rate * a.seconds) * 1e3)
     base = rates.get("MiniWoB++'s Selenium interface, 1 browser")
-    print(f"| | episodes/s (median of {a.turns}) | range | times Selenium |\n|---|---|---|---|")
+    print(f"| | episodes/s (median of {a.turns}) | range | CPU-ms an episode | times Selenium |\n|---|---|---|---|---|")
     for name, r in rates.items():
-        ratio = f"{statistics.median(x / b for x, b in zip(r, base)):.1f}" if base else ""
-        print(f"| {name} | {statistics.median(r):.1f} | {min(r):.1f}–{max(r):.1f} | {ratio} |")
+        ratio = f"{statistics.median(x / b for x, b in zip(r, base)):.2g}" if base else ""
+        print(f"| {name} | {statistics.median(r):.1f} | {min(r):.1f}–{max(r):.1f} | {statistics.median(cpu[name]):.0f} | {ratio} |")
     for c in contenders: c.close()
 
 

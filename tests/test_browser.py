@@ -231,6 +231,36 @@ def test_a_killed_browser_voids_every_episode_and_is_replaced():
     assert c.free._value == c.pages  # every page was given back
 
 
+@pytest.mark.parametrize("sign", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("who", ["driver", "browser"])
+def test_a_driver_or_browser_that_dies_or_freezes_is_replaced(who, sign, monkeypatch):
+    monkeypatch.setattr(browser, "DEADLINE", 4)
+    before, c = set(psutil.Process().children(recursive=True)), Chromium()
+    env = BrowserEnv(miniwob_task("miniwob/click-test"), c); env.reset(seed=0)
+    mine = [p for p in psutil.Process().children(recursive=True) if p not in before and ("node" in safe_cmdline(p)[0] if who == "driver" else "--type=" not in " ".join(safe_cmdline(p)) and "headless" in " ".join(safe_cmdline(p)))]
+    assert mine
+    for p in mine: p.send_signal(sign)
+    with pytest.raises(EnvironmentFault): env.step(GO)
+    for attempt in range(3):
+        try: env.reset(seed=5); break
+        except EnvironmentFault: assert attempt < 2
+    assert env.step(env.oracle())[1:3] == (1.0, True)
+    env.close(); c.close()
+    for p in mine:
+        if p.is_running(): p.kill()
+    left = [p for p in psutil.Process().children(recursive=True) if p not in before and p.status() != psutil.STATUS_ZOMBIE]
+    for p in left: p.kill()  # of a frozen driver
+    assert sign == signal.SIGSTOP or not psutil.wait_procs(left, timeout=10)[1]
+
+
+def test_a_forgotten_environment_gives_its_page_back():
+    c = Chromium(pages=1, patience=5)
+    env = BrowserEnv(miniwob_task("miniwob/click-test"), c); env.reset(seed=0)
+    del env
+    env = BrowserEnv(miniwob_task("miniwob/click-test"), c); env.reset(seed=0)
+    env.close(); c.close()
+
+
 def test_an_endless_loop_misses_the_deadline(press, monkeypatch):
     monkeypatch.setattr(browser, "DEADLINE", 2)
     env, other = press("while (true) {}"), press("")
@@ -366,7 +396,7 @@ GOOD = "html: page.html\ngoal: Go.\nsuccess: 'false'\n"
 
 
 @pytest.mark.parametrize("text, says", [(GOOD + "sucess: 'true'\n", "did you mean 'success'"), (GOOD + "viewport: [1, 2]\n", "viewport"), (GOOD + "url: http://x\n", "either url or html"), (GOOD + "max_steps: 0\n", "max_steps"),
-                                        ("goal: x\nsuccess: y\nurl: ftp://x\n", "http"), ("goal: x\nurl: http://x\n", "success is missing"), ("[", "not YAML"), ("3", "keys and values"), (GOOD + "allowed_hosts: x.example\n", "allowed_hosts"),
+                                        ("goal: x\nsuccess: y\nurl: ftp://x\n", "http"), ("goal: x\nurl: http://x\n", "success is missing"), ("[", "not YAML"), ("3", "keys and values"), (GOOD + "allowed_hosts: x.example\n", "allowed_hosts"), (GOOD + "allowed_hosts: ['*']\n", "allowed_hosts"),
                                         (GOOD.replace("page.html", "none.html"), "no file")])
 def test_wrong_task_files_say_what_is_wrong(tmp_path, text, says):
     (tmp_path/"page.html").write_text("<h1>page</h1>"); (tmp_path/"task.yaml").write_text(text)

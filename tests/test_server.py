@@ -272,7 +272,9 @@ def test_a_browser_killed_under_a_server_is_replaced():
     for c in psutil.Process(p.pid).children(recursive=True):
         if "headless" in commandline(c): c.kill()
     with pytest.raises(EnvironmentFault, match="EXECUTION_ERROR"): env.step(CLICK)
+    assert requests.get(url + "/health").json() == {"status": "degraded"}
     o, _ = env.reset(seed=0)
+    assert requests.get(url + "/health").json() == {"status": "healthy"}
     assert (o["screenshot"] == near.reset(seed=0)[0]["screenshot"]).all()
     assert env.step(near.oracle())[1] == 1.0
     near.close(); stop(p)
