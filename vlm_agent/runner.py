@@ -254,7 +254,7 @@ class PolicyError(RunError):
 class VoidError(RunError):
     "The environments failed too often."
 
-# %% ../nbs/09_runner.ipynb #2617d87c
+# %% ../nbs/09_runner.ipynb #51f4cb3b
 class _Round:
     "The slots and the queue of one call of `collect`."
     def __init__(self, runner, jobs, round, on_trajectory, max_void):
@@ -268,7 +268,8 @@ class _Round:
         if unknown: self.close(); raise ValueError(f"no environment for {', '.join(sorted(unknown))}; there are {', '.join(sorted(specs))}")
         self.queues = {}
         for j in jobs: self.queues.setdefault(j.task.spec if self.mixed else None, deque()).append(j)
-        self.pictures, self.in_a_row, self.began = {}, 0, time.perf_counter()
+        self.pictures, self.in_a_row, self.began = {}, [], time.perf_counter()
+        self.enough = 16 + 4 * len(self.slots), min(4, len({j.task for j in jobs}))  # so many void episodes in a row, of so many start states
         r.stats = dict(episodes=0, void=0, retries=0, ticks=0, asked=0, slots=len(self.slots), seconds_policy=0.0, seconds_environments=0.0, seconds=0.0)
 
     def refill(self):
@@ -295,13 +296,13 @@ class _Round:
     def close(self):
         for slot in self.slots: slot.asked.put(None)
 
-# %% ../nbs/09_runner.ipynb #dee5a433
+# %% ../nbs/09_runner.ipynb #b7a70015
 @patch
 def end(self:_Round, slot):
     "Take the trajectory out of a slot."
     job, t, stats = slot.job, slot.trajectory, self.runner.stats
     slot.job = slot.trajectory = None
-    self.in_a_row = self.in_a_row + 1 if t.outcome == "void" else 0
+    self.in_a_row = [*self.in_a_row, t.task] if t.outcome == "void" else []
     if t.outcome == "void" and len(job.void) < self.runner.max_retries:
         job.void.append(t.error); stats["retries"] += 1
         self.queues[job.task.spec if self.mixed else None].appendleft(job)
@@ -317,8 +318,8 @@ def check(self:_Round, t):
     stats, r = self.runner.stats, self.runner
     if stats["void"] > self.max_void * self.total:
         raise VoidError(f"{stats['void']} of {self.total} episodes are void after {r.max_retries} retries each, more than max_void={self.max_void:.0%}; the last: {t.error}")
-    if self.in_a_row >= 16 + 4 * len(self.slots):
-        raise VoidError(f"the environments fail always: the last {self.in_a_row} episodes were void; the last: {t.error}")
+    if len(self.in_a_row) >= self.enough[0] and len(set(self.in_a_row)) >= self.enough[1]:
+        raise VoidError(f"the environments fail always: the last {len(self.in_a_row)} episodes were void; the last: {t.error}")
 
 @patch
 def give_up(self:_Round, slot):

@@ -61,7 +61,7 @@ def _uint8(a, what):
     if a.min() < 0 or a.max() > 1: raise ValueError(f"a picture of floats must lie in [0, 1]; got {what} in [{a.min():.4g}, {a.max():.4g}]: divide by 255, or pass uint8")
     return (a * 255).round().astype(np.uint8)
 
-# %% ../nbs/04_wrapper.ipynb #cdd0ecec
+# %% ../nbs/04_wrapper.ipynb #c3fb3fc7
 @dataclasses.dataclass
 class _Source:
     "Where a name's files are."
@@ -75,12 +75,13 @@ def _find(name):
     if name.partition(":")[0] == "tiny":
         home = tempfile.TemporaryDirectory(prefix="vlm-tiny-")
         return _Source(str(build_tiny(name.partition(":")[2] or "qwen2_vl", home.name)), own=True, home=home)
-    from transformers.utils.peft_utils import find_adapter_config_file
     if re.match(r"(gpt-|o\d|chatgpt|claude|gemini)", name) and not Path(name).exists():
         raise ValueError(f"{name!r} is a model behind an API; models are local now, and no data leaves your machine. Use VLMWrapper('tiny') to try things out, VLMWrapper('Qwen/Qwen2-VL-2B-Instruct') or a folder for a real one; drop api_key and base_url")
     if Path(name).is_dir() and not any((Path(name)/f).exists() for f in ("config.json", "adapter_config.json")):
         raise ValueError(f"{name} is a folder without a config.json or an adapter_config.json: not a model that was saved by save_pretrained")
-    config = find_adapter_config_file(name)
+    from transformers.utils import cached_file
+    whole = cached_file(name, "config.json", _raise_exceptions_for_missing_entries=False)  # the first word with the Hub: it is where errors come up
+    config = cached_file(name, "adapter_config.json", _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=whole is None)
     if config is None: return _Source(name)
     base = json.loads(Path(config).read_text())["base_model_name_or_path"]
     beside = Path(name)/base
@@ -389,17 +390,17 @@ def predict_action(self:VLMWrapper, images, # A picture, or a list of pictures; 
     said = self.sample(images, prompts, greedy=not self.do_sample, seeds=[[torch.randint(2**31, ()).item()] for _ in prompts])
     return [s[0].text for s in said] if many else said[0][0].text
 
-# %% ../nbs/04_wrapper.ipynb #cb65ac05
+# %% ../nbs/04_wrapper.ipynb #e6dbb794
 @contextlib.contextmanager
 def _running(self, batch_size):
     "Errors of a forward pass, with their remedy."
     try: yield
-    except RuntimeError as e:
-        if not isinstance(e, torch.OutOfMemoryError) and not re.search("out of memory|can't allocate memory|not enough memory", str(e)): raise
-        raise torch.OutOfMemoryError(f"{str(e).splitlines()[0]}\n{self.name} in {self.describe()['precision']}, {batch_size} prompts at once. What would help: {'; '.join(self.levers(batch_size))}") from e
-    except ValueError as e:
-        if not (m := re.search(r"tokens: (\S+?), features:? ?(\S+)", str(e))): raise
-        raise ValueError(f"{self.name}: the processor wrote {m[1]} image tokens, the model made {m[2]} features of the pictures; the two do not belong together. Use the processor that was saved with this model (patch size, merge size and image size must be the same)") from e
+    except (RuntimeError, ValueError) as e:
+        if isinstance(e, torch.OutOfMemoryError) or re.search("out of memory|can't allocate memory|not enough memory", str(e)):
+            raise torch.OutOfMemoryError(f"{str(e).splitlines()[0]}\n{self.name} in {self.describe()['precision']}, {batch_size} prompts at once. What would help: {'; '.join(self.levers(batch_size))}") from e
+        if not (m := re.search(r"tokens: (\S+?), features:? ?(\S+)|value tensor of shape \[3, (\d+)\].*indexing result of shape \[3, (\d+)\]", str(e))): raise
+        told = f"the processor wrote {m[1]} image tokens, the model made {m[2]} features of the pictures" if m[1] else f"the processor wrote {m[4]} tokens, the model counts {m[3]} for this text and these pictures"
+        raise ValueError(f"{self.name}: {told}; the two do not belong together. Use the processor that was saved with this model (patch size, merge size and image size must be the same)") from e
 
 @patch
 def levers(self:VLMWrapper, batch_size:int=2 # Samples at once
