@@ -106,7 +106,7 @@ def main():
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--output-dir", type=Path, default=Path("runs/base-0"))
     p.add_argument("--vision-steps", type=int, default=1800, help="of stage 1, 12 crowded screens each")
-    p.add_argument("--steps", type=int, default=2600, help="of stage 2, 8 screens each")
+    p.add_argument("--steps", type=int, default=1900, help="of stage 2, 8 screens each")
     p.add_argument("--easy", type=int, default=320, help="first steps of stage 2, with mostly colours and shapes")
     p.add_argument("--plain", type=float, default=0.6, help="share of answers that do not name the thing first")
     p.add_argument("--ground", type=float, default=1.0, help="weight of the grounding loss; 0: none")
