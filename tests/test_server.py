@@ -363,7 +363,7 @@ def test_openenvs_own_client_can_play(toy, tmp_path):
 def test_browsergym_can_be_acted_in(tmp_path):
     "BrowserGym's MiniWoB in an environment of its own (it pins another Playwright), through our adapter, in our Chromium."
     from vlm_agent.browser import find_chromium, miniwob_folder
-    python = pip_venv(tmp_path/"venv", "browsergym-core", "browsergym-miniwob", "starlette", "uvicorn", "websockets", "requests")
+    python = pip_venv(tmp_path/"venv", "browsergym-core", "browsergym-miniwob", "fastcore", "starlette", "uvicorn", "websockets", "requests")
     code = f"""
     import playwright.sync_api as p
     launch = p.BrowserType.launch
