@@ -20,10 +20,11 @@ ASKS = dict(
     button=['Click the "{}" button.', 'Click "{}".', 'Click on the "{}" button.', "Click button {}."],
     link=['Click "{}".', 'Click the "{}" link.'], checkbox=['Tick "{}".', "Tick {}.", 'Click "{}".'], tab=['Click "{}".', "Click the {} tab."],
     shape=["Click the {}.", "Click on the {}."], single=["Click the button.", "Click on the button.", "Press the button."],
+    close=['Close the window with the "x".', 'Click "x".', 'Click the "x" in the corner.', 'Close the box by clicking the "x".'],
     typing=['Type "{}".', 'Enter "{}".', 'Type "{}" into the field.'])
 FONTS = ("/usr/share/fonts/truetype/liberation/LiberationSans-Regular.ttf", "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf", None)  # None: Pillow's own
 FONT_SHARES = (0.6, 0.2, 0.2)
-MIX = dict(colour=0.14, text=0.36, shape=0.2, single=0.13, both=0.07, toy=0.07, typing=0.03)
+MIX = dict(colour=0.13, text=0.35, shape=0.2, single=0.14, both=0.06, toy=0.06, typing=0.03, window=0.03)
 EASY = dict(colour=0.4, text=0.12, shape=0.34, single=0.06, both=0.08)  # for the first steps: colours and shapes bind before words do
 
 
@@ -127,10 +128,16 @@ class Style:
         return fields
 
     def window(self, boxes, top):
-        "A frame with a title bar around everything."
-        l, t = max(0, min(b[0] for b in boxes) - self.rng.randint(4, 20)), max(top, min(b[1] for b in boxes) - self.rng.randint(22, 40))
-        r, b = min(W - 1, max(x + w for x, _, w, _ in boxes) + self.rng.randint(4, 20)), min(H - 1, max(y + h for _, y, _, h in boxes) + self.rng.randint(4, 20))
-        self.pen.rectangle([l, t, r, b], fill="white", outline=(170, 170, 170)); self.pen.rectangle([l + 2, t + 2, r - 2, t + 18], fill=self.face, outline=(170, 170, 170))
+        "A frame with a title bar around everything; -> its close button, which most have."
+        rng = self.rng
+        l, t = max(0, min(b[0] for b in boxes) - rng.randint(4, 20)), max(top, min(b[1] for b in boxes) - rng.randint(22, 40))
+        r, b = min(W - 1, max(x + w for x, _, w, _ in boxes) + rng.randint(4, 20)), min(H - 1, max(y + h for _, y, _, h in boxes) + rng.randint(4, 20))
+        bar = rng.randint(17, 26)
+        self.pen.rectangle([l, t, r, b], fill="white", outline=(170, 170, 170)); self.pen.rectangle([l + 2, t + 2, r - 2, t + bar], fill=self.face, outline=(170, 170, 170))
+        if rng.random() < 0.5: self.pen.text((l + 6, t + bar/2 + 1), made_up(rng).title(), fill=(0, 0, 0), font=font(self.which, 10), anchor="lm")
+        if r - l < 40 or rng.random() < 0.2: return None
+        side = rng.randint(12, bar - 3)
+        return Thing((r - side - rng.randint(3, 6), t + 1 + (bar - side)//2, side, side), "button", None, "x")
 
     def finish(self, asked, top):
         "The screenshot, with the instruction in a yellow bar if there is room for it, and with a little noise now and then."
@@ -161,7 +168,7 @@ def goal_of(rng, t:Thing, single=False):
     if t.kind in SHAPES: return Goal(rng.choice(ASKS["shape"]).format(t.name), "shape", inner(t), t.name)
     if single: return Goal(rng.choice(ASKS["single"]), "single", t.box, "button")
     if t.colour and not (t.word and rng.random() < 0.5): return Goal(rng.choice(ASKS["colour"]).format(t.colour), "colour", t.box, t.colour)
-    return Goal(rng.choice(ASKS[t.kind]).format(t.word), "text", t.box, t.word)
+    return Goal(rng.choice(ASKS["close" if t.word == "x" else t.kind]).format(t.word), "text", t.box, t.word)
 
 
 def strange_goal(rng):
@@ -179,7 +186,7 @@ def scene(rng:random.Random, kind:str=None, mix=MIX, strange:float=0.12)->Scene:
     if kind == "toy": return toy_scene(rng)
     while True:
         s, top = Style(rng), 50 if rng.random() < 0.5 else 0
-        n = dict(single=1, typing=2, text=rng.randint(2, 4), both=rng.randint(2, 4)).get(kind, rng.randint(2, 5))
+        n = dict(single=1, typing=2, window=1, text=rng.randint(2, 4), both=rng.randint(2, 4)).get(kind, rng.randint(2, 5))
         look = rng.choices(["button", "link", "checkbox", "tab"], [0.76, 0.08, 0.08, 0.08])[0] if kind == "text" else "button"
         colours, labels, kinds = [None] * n, [None] * n, [look] * n
         if kind == "shape":
@@ -188,6 +195,7 @@ def scene(rng:random.Random, kind:str=None, mix=MIX, strange:float=0.12)->Scene:
         elif kind == "colour":
             colours = rng.sample(COLOURS, n)
             sizes = [(rng.randint(20, 56), rng.randint(16, 52)) for _ in range(n)] if rng.random() < 0.6 else [(a, a) for a in [rng.randint(24, 52)] * n]
+        elif kind == "window": sizes = [(rng.randint(50, 130), rng.randint(20, 90))]  # of lines of text, which nothing is asked about
         elif kind == "single":
             if rng.random() < 0.5: colours = rng.sample(COLOURS, 1)
             else: labels = words(rng, 1, strange)
@@ -200,11 +208,18 @@ def scene(rng:random.Random, kind:str=None, mix=MIX, strange:float=0.12)->Scene:
             if kind == "typing": sizes[0] = (rng.randint(60, 140), rng.randint(18, 24)); kinds[0], labels[0] = "field", None
         boxes = scatter(rng, sizes, top)
         if boxes: break
-    if kind in ("text", "single") and rng.random() < 0.15: s.window(boxes, top)
-    things = [Thing(*t) for t in zip(boxes, kinds, colours, labels)]
+    cross = s.window(boxes, top) if kind == "window" or kind == "text" and rng.random() < 0.2 else None
+    if kind == "window":
+        if cross is None: return scene(rng, kind, mix, strange)
+        (x, y, w, h), = boxes
+        for line in range(y, y + h - 11, 13): s.pen.text((x, line), " ".join(made_up(rng) for _ in range(w//30)), fill=(0, 0, 0), font=font(s.which, 10))
+        boxes = []
+    things = [Thing(*t) for t in zip(boxes, kinds, colours, labels)] + [cross] * (cross is not None)
+    boxes = [t.box for t in things]
     for t in things: s.draw(t)
     if kind == "typing": goals = typing_goals(rng, s, things[0])
     else: goals = [goal_of(rng, t, kind == "single") for t in things]
+    if len(things) == 1 and rng.random() < 0.6: goals[0].text = strange_goal(rng)
     if kind == "shape" and rng.random() < 0.3:  # a colour alone will do where no other shape has it
         goals = [Goal(f"Click the {t.colour} shape.", "shape", g.box, g.name) if colours.count(t.colour) == 1 else g for t, g in zip(things, goals)]
     if kind == "both": goals += [Goal(rng.choice(ASKS["button"]).format(t.word), "text", t.box, t.word) for t in things if rng.random() < 0.5]
