@@ -19,7 +19,7 @@ SMALL = ["--task", "toy/click-button", "--demonstrations", "24", "--warm-start-s
 def start(folder, *flags, **kw):
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen([sys.executable, "-m", "vlm_agent.cli", "train", *SMALL, "--output-dir", str(folder), *flags], cwd=ROOT, env=env,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kw)
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **kw)  # a shell's background jobs ignore Ctrl-C
 
 
 def finish(folder, *flags):
