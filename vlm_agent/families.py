@@ -18,9 +18,9 @@ import torch
 from .core import nearest
 
 # %% auto #0
-__all__ = ['FAMILIES', 'MLP', 'GRID', 'chat_prompt', 'plain_prompt', 'bare_prompt', 'Family', 'family_of', 'parts',
-           'linear_names', 'lora_pattern', 'image_only', 'has_torchvision', 'load_processor', 'end_token',
-           'tiny_tokenizer', 'build_tiny']
+__all__ = ['FAMILIES', 'MLP', 'GRID', 'chat_prompt', 'plain_prompt', 'bare_prompt', 'Family', 'grid_positions', 'line_positions',
+           'line_positions_from_1', 'family_of', 'parts', 'linear_names', 'lora_pattern', 'image_only',
+           'has_torchvision', 'load_processor', 'end_token', 'tiny_tokenizer', 'build_tiny']
 
 # %% ../nbs/02_families.ipynb #2305c31d
 def chat_prompt(processor, n, text):
@@ -33,7 +33,7 @@ def plain_prompt(processor, n, text): return getattr(processor, "image_token", "
 
 def bare_prompt(processor, n, text): return text  # the processor puts the picture before it by itself
 
-# %% ../nbs/02_families.ipynb #45682c8d
+# %% ../nbs/02_families.ipynb #9fdf2de2
 @dataclass(frozen=True)
 class Family:
     "What one model family is like."
@@ -45,19 +45,25 @@ class Family:
     pictures: int = None            # Most pictures that a prompt can hold; None: any number
     answer_type: int = None         # `token_type_ids` of an answer; None: as the prompt's last token
     bos_first: bool = False         # Answers begin with the beginning-of-text token
+    positions: Callable = None      # (model, inputs of one prompt) -> (3 or 1, P) positions of its tokens; an answer goes on behind the largest. None: not known
+    prompt_sees_all: bool = False   # A prompt's tokens see those behind them
+
+def grid_positions(model, row): return model.model.get_rope_index(**{k: row.get(k) for k in ("input_ids", "attention_mask", "mm_token_type_ids", "image_grid_thw")})[0][:, 0]  # time, row and column
+def line_positions(model, row, first=0): return torch.arange(first, first + row["input_ids"].shape[1])[None]
+def line_positions_from_1(model, row): return line_positions(model, row, 1)
 
 _LLAVA = ("vision_tower", "multi_modal_projector", "image_newline")
 FAMILIES = {f.name: f for f in (
-    Family("qwen2_vl", ("visual",), "language_model", "qwen2_vl"),
-    Family("qwen2_5_vl", ("visual",), "language_model", "qwen2_5_vl"),
-    Family("qwen3_vl", ("visual",), "language_model", "qwen3_vl"),
-    Family("llava", _LLAVA, "language_model"),
-    Family("llava_onevision", _LLAVA, "language_model"),
-    Family("idefics2", ("vision_model", "connector"), "text_model"),
-    Family("idefics3", ("vision_model", "connector"), "text_model"),
-    Family("smolvlm", ("vision_model", "connector"), "text_model"),
+    Family("qwen2_vl", ("visual",), "language_model", "qwen2_vl", positions=grid_positions),
+    Family("qwen2_5_vl", ("visual",), "language_model", "qwen2_5_vl", positions=grid_positions),
+    Family("qwen3_vl", ("visual",), "language_model", "qwen3_vl", positions=grid_positions),
+    Family("llava", _LLAVA, "language_model", positions=line_positions),
+    Family("llava_onevision", _LLAVA, "language_model", positions=line_positions),
+    Family("idefics2", ("vision_model", "connector"), "text_model", positions=line_positions),
+    Family("idefics3", ("vision_model", "connector"), "text_model", positions=line_positions),
+    Family("smolvlm", ("vision_model", "connector"), "text_model", positions=line_positions),
     Family("florence2", ("vision_tower", "multi_modal_projector"), "language_model", "florence2", bare_prompt, pictures=1, bos_first=True),
-    Family("paligemma", ("vision_tower", "multi_modal_projector"), "language_model", "paligemma", plain_prompt, answer_type=1),
+    Family("paligemma", ("vision_tower", "multi_modal_projector"), "language_model", "paligemma", plain_prompt, answer_type=1, positions=line_positions_from_1, prompt_sees_all=True),
 )}
 
 # %% ../nbs/02_families.ipynb #52e2722c
