@@ -94,7 +94,7 @@ def test_wheel_runs_in_an_empty_environment(how, tmp_path):
     subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True, timeout=300, capture_output=True)
     theirs = Path(__import__("numpy").__file__).parents[1]
     (site/"requirements.pth").write_text(str(theirs))  # the requirements, from this environment; vlm_agent itself from the wheel
-    run = lambda *a: subprocess.run([str(venv/"bin"/"python"), *a], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    run = lambda *a: subprocess.run([str(venv/"bin"/"python"), *a], capture_output=True, text=True, cwd=tmp_path, timeout=120, env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"})
     r = run("-c", "import vlm_agent; print(vlm_agent.__file__)")
     assert r.returncode == 0 and str(site) in r.stdout, r.stderr
     r = run("-m", "vlm_agent.cli", "--help")
