@@ -1,4 +1,4 @@
-"""Pre-trains the tiny base: a 1.4M-parameter Qwen3-VL that follows simple instructions on 160x210 screens, in about 20 CPU-minutes on one core.
+"""Pre-trains the tiny base: a 1.4M-parameter Qwen3-VL that follows simple instructions on 160x210 screens, in about 24 CPU-minutes on one core.
 
     python examples/pretrain_tiny.py --seed 0 --output-dir runs/base-0        # the same command again goes on where it stopped
 
@@ -106,7 +106,7 @@ def main():
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--output-dir", type=Path, default=Path("runs/base-0"))
     p.add_argument("--vision-steps", type=int, default=2700, help="of stage 1, 12 crowded screens each")
-    p.add_argument("--steps", type=int, default=4600, help="of stage 2, 8 screens each")
+    p.add_argument("--steps", type=int, default=5200, help="of stage 2, 8 screens each")
     p.add_argument("--easy", type=int, default=320, help="first steps of stage 2, with mostly colours and shapes")
     p.add_argument("--plain", type=float, default=0.6, help="share of answers that do not name the thing first")
     p.add_argument("--ground", type=float, default=1.0, help="weight of the grounding loss; 0: none")
