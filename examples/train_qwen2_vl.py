@@ -2,7 +2,7 @@
 
     python examples/train_qwen2_vl.py --mode train                       # the embedded tiny model, one button, a few minutes on a CPU
     python examples/train_qwen2_vl.py --mode train --task miniwob/click-test
-    python examples/train_qwen2_vl.py --mode train --model Qwen/Qwen2-VL-2B-Instruct --task web:examples/sample_app/login.yaml   # a GPU
+    python examples/train_qwen2_vl.py --mode train --model Qwen/Qwen2-VL-2B-Instruct --task web:examples/sample_app/tasks/login.yaml   # a GPU
     python examples/train_qwen2_vl.py --mode test                        # shows what the last run learned
 
 Every other flag is a keyword of `train_with_orchestration`; `vlm-agent train --help` lists them.

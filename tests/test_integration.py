@@ -80,6 +80,19 @@ def test_mode_test_shows_what_was_learned(small_run):
     assert r.stdout.count("'type': 'click'") + r.stdout.count("no action") >= 1 and len(list((small_run[0]/"predictions").glob("*.png"))) >= 2
 
 
+@pytest.mark.parametrize("config", sorted(p for p in (ROOT/"examples").rglob("*.yaml") if p.parent.name != "tasks"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_configuration_has_known_keys(config):
+    from vlm_agent.cli import _algorithm, parse, train_parser
+    argv = ["--config", str(config)]
+    assert parse(train_parser(_algorithm(argv)), argv).model.name
+
+
+def test_the_model_block_of_the_specification_is_whole():
+    import yaml
+    keys = {"name", "torch_dtype", "device", "use_lora", "lora_config", "max_new_tokens", "temperature", "do_sample", "freeze_vision_encoder", "action_format"}
+    for name in ("configs/default.yaml", "exp_001_rejection_sampling/config.yaml"): assert set(yaml.safe_load((ROOT/"examples"/name).read_text())["model"]) >= keys
+
+
 def free_port():
     with socket.socket() as s: s.bind(("127.0.0.1", 0)); return s.getsockname()[1]
 

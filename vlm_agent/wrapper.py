@@ -499,6 +499,7 @@ def training_step(model,              # A `VLMWrapper`, or one wrapped for sever
                   scaler=None,        # A `torch.amp.GradScaler` for float16
                   max_grad_norm:float=1.0, # Gradients are clipped to this norm
                   normalizer=None,    # Tokens to divide by; None: those of these parts
+                  precision=None,     # Compute the forward pass in this dtype (autocast): torch.bfloat16 or torch.float16
                  )->dict:             # loss, n_tokens, grad_norm
     "Forward, backward, clip, step."
     vlm, batches = getattr(model, "module", model), [batch] if isinstance(batch, dict) else list(batch)
@@ -508,12 +509,16 @@ def training_step(model,              # A `VLMWrapper`, or one wrapped for sever
     if not vlm.model.training: vlm.model.train()
     total, tokens = 0.0, 0
     with _running(vlm, len(batches[0]["prompts"])):
-        for b in batches:
-            out = model(**b, normalizer=n)
-            (scaler.scale(out["loss"]) if scaler else out["loss"]).backward()
+        for i, b in enumerate(batches):
+            with model.no_sync() if model is not vlm and i + 1 < len(batches) else contextlib.nullcontext():  # processes add up their gradients once a step
+                with torch.autocast(vlm.device.type, precision, enabled=precision is not None): out = model(**b, normalizer=n)
+                (scaler.scale(out["loss"]) if scaler else out["loss"]).backward()
             total += out["loss"].item(); tokens += out["n_tokens"]
         if scaler: scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(trained, max_grad_norm)
+        if not scaler and not norm.isfinite():
+            optimizer.zero_grad(set_to_none=True)
+            raise FloatingPointError(f"the gradient's norm is {norm.item()} at a loss of {total:.4g}; no step was taken and the weights are as they were: a lower learning_rate, bfloat16 or float32 instead of float16, or mixed_precision='fp16' with its loss scaling would help")
         if scaler: scaler.step(optimizer); scaler.update()
         else: optimizer.step()
     optimizer.zero_grad(set_to_none=True)
