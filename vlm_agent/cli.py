@@ -46,7 +46,7 @@ def plain_flags(argv # As it was typed
         out.append(a)
     return out
 
-# %% ../nbs/14_cli.ipynb #1aaee839
+# %% ../nbs/14_cli.ipynb #f136f8a7
 _UNKNOWN = re.compile(r"unrecognized arguments: --([\w.]+)|Option '([\w.]+)' is not accepted|Group '([\w.]+)' does not accept option '([\w.]+)'")
 
 def parse(parser, # A jsonargparse parser
@@ -57,6 +57,7 @@ def parse(parser, # A jsonargparse parser
     parser.exit_on_error = False
     switches = {f"--{a.dest}" for a in parser._actions if getattr(getattr(a, "_typehint", None), "__name__", "") == "bool"}
     argv = plain_flags(argv)
+    if not any(a.dest.startswith("model.") for a in parser._actions): argv = [a.replace("--model.name", "--model", 1) for a in argv]
     argv = [f"{a}=true" if a in switches and (i + 1 == len(argv) or argv[i + 1].startswith("--")) else a for i, a in enumerate(argv)]  # `--resume` alone
     try: return parser.parse_args(argv)
     except ArgumentError as e:
