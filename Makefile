@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraint
 export TOKENIZERS_PARALLELISM = false
 export OMP_NUM_THREADS ?= 1  # the tiny model is fastest on one thread
 
-.PHONY: train eval test test-slow bench chromium clean help
+.PHONY: train eval test test-slow bench docs chromium clean help
 
 help:
 	@grep -E '^# |^[a-z-]+:.*##' Makefile | sed 's/:.*##/  -/'
@@ -41,5 +41,8 @@ test-slow: $(VENV)/.dev chromium  ## the cells and tests that take minutes
 bench: $(VENV)/.dev  ## episodes a second of the environments
 	$(BIN)/python benchmarks/environment_throughput.py $(ARGS)
 
+docs: $(VENV)/.dev  ## the site, into _docs/: with Quarto where it is installed, else with smalldocs
+	$(BIN)/python nbs/site/build.py
+
 clean:
-	rm -rf build dist *.egg-info .pytest_cache
+	rm -rf _proc _docs build dist *.egg-info .pytest_cache

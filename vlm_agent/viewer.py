@@ -98,10 +98,10 @@ def plot_curves(run, # The folder of a run
     figure.savefig(Path(run)/"curves.png", dpi=150)
     return figure
 
-# %% ../nbs/01_viewer.ipynb #ac3ac5e0
+# %% ../nbs/01_viewer.ipynb #421f01c4
 _STYLE = """
 :root{color-scheme:light dark;--line:#8884;--soft:#8882}
-body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem}
+body{background:Canvas;color:CanvasText;font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}
 table{border-collapse:collapse}td,th{padding:.25rem .8rem;border-bottom:1px solid var(--line);text-align:left}
 img{max-width:100%}.curves{background:#fff;border-radius:6px}
@@ -113,42 +113,58 @@ article.success{border-left-color:#009E73}article.void{border-left-color:#999}ar
 .steps{display:flex;gap:.6rem;overflow-x:auto}.step{position:relative;flex:none;width:240px;font-size:13px}
 .shot{position:relative}.shot img{width:240px;image-rendering:pixelated;display:block;border:1px solid var(--line)}
 .dot{position:absolute;width:18px;height:18px;margin:-11px;border:3px solid #0072B2;border-radius:50%;box-shadow:0 0 0 2px #fff,inset 0 0 0 2px #fff}
-code{overflow-wrap:anywhere}
+code{overflow-wrap:anywhere}kbd{border:1px solid var(--line);border-radius:3px;padding:0 .3em;font-size:.85em}article:focus{outline:3px solid #0072B2}#list article,.bar select{scroll-margin:4rem}
+.bar select{max-width:16rem}@media(max-width:600px){td,th{padding:.25rem .4rem}body{margin:1rem auto}}
 """
 _SCRIPT = """
 const D=JSON.parse(document.getElementById('data').textContent),box=document.getElementById('list'),pick=n=>document.getElementById(n);
 const el=(t,c,s)=>{const e=document.createElement(t);if(c)e.className=c;if(s!==undefined)e.textContent=s;return e};
 let shown=[],at=-1;
-for(const n of ['round','outcome','kept'])for(const v of [...new Set(D.episodes.map(e=>String(e[n])))].sort()){const o=el('option','',v);o.value=v;pick(n).append(o)}
+const F=['task','round','outcome','kept'];
+for(const n of F)for(const v of [...new Set(D.episodes.map(e=>String(e[n])))].sort((a,b)=>a.localeCompare(b,'en',{numeric:true}))){const o=el('option','',v);o.value=v;pick(n).append(o)}
 function draw(){box.replaceChildren();shown=[];at=-1;
- for(const e of D.episodes){if(['round','outcome','kept'].some(n=>pick(n).value&&String(e[n])!==pick(n).value))continue;
-  const a=el('article',e.outcome+(e.steps.length>1?' wide':''));a.append(el('div','',`round ${e.round}, seed ${e.seed}, sample ${e.sample}: ${e.outcome}, return ${e.reward}; ${e.kept}: ${e.reason}`));a.append(el('b','',e.goal));
+ for(const e of D.episodes){if(F.some(n=>pick(n).value&&String(e[n])!==pick(n).value))continue;
+  const a=el('article',e.outcome+(e.steps.length>1?' wide':''));a.tabIndex=-1;a.append(el('div','',`round ${e.round}, seed ${e.seed}, sample ${e.sample}: ${e.outcome}, return ${e.reward}; ${e.kept}: ${e.reason}`));a.append(el('b','',e.goal));
   const s=el('div','steps');e.steps.forEach((p,i)=>{const d=el('div','step'),h=el('div','shot'),m=el('img');m.src=D.images[p.image];m.alt='screenshot of step '+(i+1);m.loading='lazy';h.append(m);
    for(const q of p.points){const o=el('span','dot');o.style.left=q[0]+'%';o.style.top=q[1]+'%';h.append(o)}
    d.append(h,el('code','',p.text));if(p.error)d.append(el('div','',p.error));s.append(d)});a.append(s);box.append(a);shown.push(a)}
  pick('count').textContent=shown.length+' of '+D.episodes.length+' episodes'}
-for(const n of ['round','outcome','kept'])pick(n).onchange=draw;
-addEventListener('keydown',k=>{const d={ArrowDown:1,j:1,ArrowUp:-1,k:-1}[k.key];if(!d||!shown.length||k.target.tagName==='SELECT')return;k.preventDefault();
- if(at>=0)shown[at].classList.remove('on');at=Math.max(0,Math.min(shown.length-1,at+d));shown[at].classList.add('on');shown[at].scrollIntoView({block:'center'})});
+for(const n of F)pick(n).onchange=draw;
+function go(to){if(!shown.length)return;if(at>=0)shown[at].classList.remove('on');at=Math.max(0,Math.min(shown.length-1,to));const a=shown[at];a.classList.add('on');a.focus({preventScroll:true});a.scrollIntoView({block:'center'})}
+addEventListener('keydown',k=>{if(k.ctrlKey||k.metaKey||k.altKey)return;if(k.key==='Escape')return document.activeElement.blur();
+ if(k.target.tagName==='SELECT')return;const s=at>=0&&shown[at].querySelector('.steps');
+ const d={ArrowDown:at+1,j:at+1,ArrowUp:at-1,k:at-1,Home:0,End:shown.length-1}[k.key],h={ArrowRight:250,l:250,ArrowLeft:-250,h:-250}[k.key],f={t:'task',r:'round',o:'outcome',d:'kept'}[k.key];
+ if(d!==undefined)go(d);else if(h&&s)s.scrollBy({left:h});else if(f)pick(f).focus();else return;k.preventDefault()});
 draw();
 """
 
-# %% ../nbs/01_viewer.ipynb #2fd96a6c
-def _uri(data): return "data:image/png;base64," + base64.b64encode(data).decode()
+# %% ../nbs/01_viewer.ipynb #9b3e6189
+def _uri(data, kind="png"): return f"data:image/{kind};base64," + base64.b64encode(data).decode()
+
+def _encoded(picture, kind, **how):
+    buffer = io.BytesIO(); picture.save(buffer, kind, **how); return buffer.getvalue()
+
+def _picture(screenshot, room):
+    "A data URL of a screenshot in about `room` bytes: exact where it is small, else no larger than the page shows it."
+    picture = Image.fromarray(screenshot); w, h = picture.size
+    if w <= 320 and len(data := _encoded(picture, "PNG", optimize=True)) <= room: return _uri(data)
+    for width in (480, 320, 240, 160):
+        small = picture if w <= width else picture.resize((width, max(1, round(h * width / w))), Image.LANCZOS)
+        if len(data := _encoded(small, "WEBP", quality=60)) <= room: break
+    return _uri(data, "webp")
 
 def _shown(t, decision, images):
     "What the page's script needs of one episode."
     steps = []
     for s in t.steps:
         o = s.observation
-        if o.image not in images:
-            buffer = io.BytesIO(); Image.fromarray(o.screenshot).save(buffer, "PNG", optimize=True); images[o.image] = _uri(buffer.getvalue())
+        images.setdefault(o.image, o)
         a, (w, h) = s.action or {}, o.size
         steps.append(dict(image=o.image, text=s.prediction.text[:300], error=s.error[:300], points=[[100 * a[x] / w, 100 * a[y] / h] for x, y in (("x", "y"), ("x2", "y2")) if x in a]))
-    return dict(round=t.round, seed=t.task.seed, sample=t.sample, outcome=t.outcome, reward=t.reward, goal=t.goal[:300], kept="kept" if decision.get("kept") else "dropped", reason=decision.get("reason", ""), steps=steps)
+    return dict(task=t.task.spec, round=t.round, seed=t.task.seed, sample=t.sample, outcome=t.outcome, reward=t.reward, goal=t.goal[:300], kept="kept" if decision.get("kept") else "dropped", reason=decision.get("reason", ""), steps=steps)
 
 def _chosen(run, most, rng):
-    "Episodes of every round: as many kept ones as dropped ones, drawn at random; (trajectory, its decision)."
+    "Episodes of every round: as many kept ones as dropped ones, drawn at random, or all; (trajectory, its decision)."
     for folder in sorted((Path(run)/"rounds").glob("[0-9]*")):
         decided = {}
         if (folder/"selection.jsonl").exists():
@@ -156,48 +172,72 @@ def _chosen(run, most, rng):
         all_ = [(t, decided.get(t.id, {})) for t in TrajectoryFile(folder)]
         for kept in (True, False):
             part = [x for x in all_ if bool(x[1].get("kept")) == kept]
-            yield from sorted(rng.sample(part, min(most, len(part))), key=lambda x: x[0].id)
+            yield from sorted(rng.sample(part, min(most, len(part))) if rng else part, key=lambda x: x[0].id)
 
-# %% ../nbs/01_viewer.ipynb #f2c0d2fc
+# %% ../nbs/01_viewer.ipynb #1470e67f
 def write_report(run,            # The folder of a run
                  most:int=12,    # Kept, and dropped, episodes of each round
+                total:int=200,  # Episodes of all rounds
+                size:int=9_000_000, # Bytes that the pictures may take; larger ones are shrunk
                 )->Path:
     "report.html of a run: opens anywhere, needs nothing from outside."
     run, images = Path(run), {}
-    episodes = [_shown(t, d, images) for t, d in _chosen(run, most, random.Random(0))]
+    rounds = sum(1 for _ in (run/"rounds").glob("[0-9]*"))
+    each = min(most, max(1, total // (2 * max(1, rounds))))
+    episodes = [_shown(t, d, images) for t, d in _chosen(run, each, random.Random(0))]
+    pictures = {name: _picture(o.screenshot, size * 3 // 4 // len(images)) for name, o in images.items()}
     summary = json.loads((run/"summary.json").read_text()) if (run/"summary.json").exists() else {}
     names = [("random clicker", "random_clicker"), ("untrained", "untrained"), ("after the warm start", "warm_start"), ("after rejection sampling", "trained")]
     rows = "".join(f"<tr><td>{label}</td><td>{s['success']:.1%}</td><td>{s['low']:.1%} – {s['high']:.1%}</td><td>{s['episodes']}</td></tr>" for label, key in names if (s := summary.get(key)))
     curves = f'<img class="curves" alt="success and loss over the run" src="{_uri((run/"curves.png").read_bytes())}">' if (run/"curves.png").exists() else ""
     config = html.escape((run/"config.yaml").read_text()) if (run/"config.yaml").exists() else ""
-    data = json.dumps(dict(episodes=episodes, images=images)).replace("<", "\\u003c")
+    data = json.dumps(dict(episodes=episodes, images=pictures)).replace("<", "\\u003c")
     page = f"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">
 <title>{html.escape(run.name)}</title><style>{_STYLE}</style>
 <h1>{html.escape(str(summary.get("task", run.name)))}</h1><p>seed {html.escape(str(summary.get("seed", "?")))}, {html.escape(str(summary.get("steps", "?")))} optimizer steps, {html.escape(str(summary.get("wall_seconds", "?")))} s</p>
 <h2>Success on held-out episodes</h2><table><tr><th></th><th>success</th><th>95 % interval</th><th>episodes</th></tr>{rows}</table><p>{curves}</p>
-<h2>Episodes</h2><p>At most {most} kept and {most} dropped ones of each round, drawn at random. Arrow keys step through them.</p>
-<div class="bar"><label>round <select id="round"><option value="">all</select></label><label>outcome <select id="outcome"><option value="">all</select></label><label>kept <select id="kept"><option value="">all</select></label><span id="count"></span></div>
+<h2>Episodes</h2><p>At most {each} kept and {each} dropped ones of each round, drawn at random. <kbd>↓</kbd> <kbd>↑</kbd> (or j, k) go from episode to episode, <kbd>←</kbd> <kbd>→</kbd> along its steps, <kbd>t</kbd> <kbd>r</kbd> <kbd>o</kbd> <kbd>d</kbd> to a filter, <kbd>Esc</kbd> back.</p>
+<div class="bar"><label>task <select id="task"><option value="">all</select></label><label>round <select id="round"><option value="">all</select></label><label>outcome <select id="outcome"><option value="">all</select></label><label>kept <select id="kept"><option value="">all</select></label><span id="count" aria-live="polite"></span></div>
 <div id="list"></div><h2>Configuration</h2><pre>{config}</pre>
 <script type="application/json" id="data">{data}</script><script>{_SCRIPT}</script></html>"""
     out = run/"report.html"; out.write_text(page, encoding="utf-8")
     return out
 
-# %% ../nbs/01_viewer.ipynb #5a54fb9c
-def player(trajectories, # `Trajectory`s
+# %% ../nbs/01_viewer.ipynb #4a067e1f
+def _episodes(given):
+    "[(trajectory, its decision)] of a run's folder, or of trajectories."
+    if not isinstance(given, (str, Path)): return [(t, {}) for t in given]
+    if not (Path(given)/"rounds").exists(): raise FileNotFoundError(f"{given} is not a run's folder: expected rounds/ in it; for one round pass TrajectoryFile('{given}')")
+    return list(_chosen(given, None, None))
+
+def _facets(t, decision):
+    "What an episode can be filtered by."
+    return dict(outcome=t.outcome, task=t.task.spec, round=str(t.round), kept={True: "kept", False: "dropped"}.get(decision.get("kept"), "not selected from"))
+
+# %% ../nbs/01_viewer.ipynb #99b9ce0c
+def player(trajectories, # A run's folder, or `Trajectory`s
           ):             # An ipywidgets box
-    "Two sliders and a picture: which episode, which step; filtered by outcome."
+    "Which episode, which step, and a picture; filtered by outcome, task, round, kept or dropped."
     import ipywidgets as w
-    from IPython.display import display
-    all_ = list(trajectories)
-    outcome = w.Dropdown(options=["all", *sorted({t.outcome for t in all_})], description="outcome")
-    which, step, picture, words = w.IntSlider(description="episode", max=max(0, len(all_) - 1)), w.IntSlider(description="step"), w.Image(format="png", width=320), w.HTML()
-    def some(): return [t for t in all_ if outcome.value in ("all", t.outcome)]
+    all_ = _episodes(trajectories); facets = [_facets(*e) for e in all_]
+    if not all_: return w.HTML("no episodes")
+    filters = {n: w.Dropdown(options=["all", *sorted({f[n] for f in facets}, key=lambda v: (len(v), v))], description=n, layout=w.Layout(width="15rem")) for n in facets[0]}
+    which, step = w.IntSlider(description="episode", max=len(all_) - 1, layout=w.Layout(width="24rem")), w.IntSlider(description="step", layout=w.Layout(width="18rem"))
+    picture, words = w.Image(format="png", layout=w.Layout(max_width="640px", object_fit="contain")), w.HTML()
+    state = dict(part=all_)
     def show(*_):
-        part = some(); which.max = max(0, len(part) - 1)
-        if not part: return
-        t = part[min(which.value, which.max)]; step.max = max(0, len(t) - 1)
-        words.value = html.escape(f"{t.id}: {t.goal} — {t.outcome}, return {t.reward:g}" + (f" — {t.steps[min(step.value, step.max)].prediction.text}" if t.steps else ""))
-        if t.steps: s = t.steps[min(step.value, step.max)]; picture.value = draw_action(s.observation.screenshot, s.action)._repr_png_()
-    for c in (outcome, which, step): c.observe(show, "value")
-    show()
-    return w.VBox([w.HBox([outcome, which, step]), words, picture])
+        t, decision = state["part"][which.value]; s = t.steps[step.value] if t.steps else None
+        why = f" — {'kept' if decision['kept'] else 'dropped'}: {decision.get('reason', '')}" if "kept" in decision else ""
+        said = f"<br><code>{html.escape(s.prediction.text)}</code>" + (f"<br>{html.escape(s.error)}" if s.error else "") if s else ""
+        words.value = f"{which.value + 1} of {len(state['part'])} · {html.escape(t.id)}: <b>{html.escape(t.goal)}</b> — {t.outcome}, return {t.reward:g}{html.escape(why)}{said}"
+        picture.layout.display = None if s else "none"
+        if s: picture.value = draw_action(s.observation.screenshot, s.action)._repr_png_()
+    def episode(*_): step.value, step.max = 0, max(0, len(state["part"][which.value][0]) - 1); show()
+    def chosen(*_):
+        part = [e for e, f in zip(all_, facets) if all(d.value in ("all", f[n]) for n, d in filters.items())]
+        for slider in (which, step): slider.disabled = not part
+        if not part: words.value, picture.layout.display = "no episode is like that", "none"; return
+        state["part"] = part; which.unobserve(episode, "value"); which.value, which.max = 0, len(part) - 1; which.observe(episode, "value"); episode()
+    for d in filters.values(): d.observe(chosen, "value")
+    which.observe(episode, "value"); step.observe(show, "value"); episode()
+    return w.VBox([w.HBox([*filters.values()], layout=w.Layout(flex_flow="row wrap")), w.HBox([which, step], layout=w.Layout(flex_flow="row wrap")), words, picture])
