@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraint
 export TOKENIZERS_PARALLELISM = false
 export OMP_NUM_THREADS ?= 1  # the tiny model is fastest on one thread
 
-.PHONY: train eval test test-slow bench docs chromium clean help
+.PHONY: train eval test test-slow bench bench-learning docs chromium clean help
 
 help:
 	@grep -E '^# |^[a-z-]+:.*##' Makefile | sed 's/:.*##/  -/'
@@ -43,6 +43,15 @@ bench: $(VENV)/.dev  ## episodes a second of the environments
 
 docs: $(VENV)/.dev  ## the site, into _docs/: with Quarto where it is installed, else with smalldocs
 	$(BIN)/python nbs/site/build.py
+
+$(VENV)-bench/.ready: benchmarks/requirements.txt constraints.txt
+	$(PYTHON) -m venv $(VENV)-bench
+	$(VENV)-bench/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e . -r benchmarks/requirements.txt
+	$(VENV)-bench/bin/python -m pip install -q --disable-pip-version-check --no-deps torchvision==0.28.0
+	touch $@
+
+bench-learning: $(VENV)-bench/.ready  ## acting and learning beside TRL, Hugging Face's Trainer and plain generate
+	$(VENV)-bench/bin/python benchmarks/shared_prefix.py $(ARGS)
 
 clean:
 	rm -rf _proc _docs build dist *.egg-info .pytest_cache

@@ -156,7 +156,7 @@ def _quantised(in_8bit, in_4bit):
     return dict(quantization_config=BitsAndBytesConfig(load_in_8bit=True) if in_8bit else
                 BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16))
 
-# %% ../nbs/04_wrapper.ipynb #04bc6ad8
+# %% ../nbs/04_wrapper.ipynb #372f0ddb
 class VLMWrapper(nn.Module):
     "A vision-language model that looks at screenshots and writes actions."
     def __init__(self,
@@ -202,7 +202,7 @@ class VLMWrapper(nn.Module):
     @property
     def device(self): return next(self.model.parameters()).device
     @property
-    def dtype(self): return self.model.dtype
+    def dtype(self): return self.model.get_input_embeddings().weight.dtype  # a frozen tower may have its own
     @property
     def config(self): return self.model.config
     @property
