@@ -267,7 +267,7 @@ def machine(device):
     for name in ("torch", "transformers", "peft", "trl", "accelerate", "torchvision"):
         try: versions[name] = __import__("importlib.metadata", fromlist=["version"]).version(name)
         except Exception: pass
-    return dict(date=datetime.date.today().isoformat(), command="python benchmarks/" + " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]), processor=torch.cuda.get_device_name() if device == "cuda" else model, threads=torch.get_num_threads(), python=platform.python_version(), versions=versions)
+    return dict(date=datetime.date.today().isoformat(), command="python benchmarks/" + " ".join([Path(sys.argv[0]).name, *(f"'{x}'" if " " in x else x for i, x in enumerate(sys.argv[1:]) if "--json" not in (x, sys.argv[i]))]), processor=torch.cuda.get_device_name() if device == "cuda" else model, threads=torch.get_num_threads(), python=platform.python_version(), versions=versions)
 
 
 def main():
