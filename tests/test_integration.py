@@ -125,3 +125,31 @@ def test_eval_from_the_command_line():
     assert r.returncode == 0 and "20" in r.stdout, r.stderr[-2000:]
     r = run("-m", "vlm_agent.cli", "eval", "oracle", "--task", "toy/click-button", "--episodes", "5")
     assert r.returncode == 0 and "100" in r.stdout, r.stderr[-2000:]
+
+
+def test_a_person_demonstrates_in_a_browser(tmp_path, monkeypatch):
+    "A mouse on the picture of the page, in a real Chromium, is an action in the environment and a demonstration on disk."
+    import threading
+    from vlm_agent import training
+    from vlm_agent.browser import find_chromium
+    playwright = pytest.importorskip("playwright.sync_api")
+    envs, told, make = [], [], training.make_env
+    monkeypatch.setattr(training, "make_env", lambda task: envs.append(make(task)) or envs[-1])
+    recording = threading.Thread(target=training.demonstrate, args=("toy/click-button", 2, tmp_path/"shown"), kwargs=dict(told=told.append), daemon=True); recording.start()
+    with playwright.sync_playwright() as p:
+        page = p.chromium.launch(executable_path=str(find_chromium()), args=["--no-sandbox"]).new_page()
+        while not told: page.wait_for_timeout(50)
+        page.goto(told[0].split()[-1])
+        for i in (1, 2):
+            page.wait_for_function(f"number === {i} && document.getElementById('shot').naturalWidth > 0")
+            box, (w, h), target = page.locator("#shot").bounding_box(), page.evaluate("[document.getElementById('shot').naturalWidth, document.getElementById('shot').naturalHeight]"), envs[0].unwrapped.oracle()
+            page.mouse.click(box["x"] + target["x"] * box["width"] / w, box["y"] + target["y"] * box["height"] / h)
+        while recording.is_alive(): page.wait_for_timeout(50)
+    from vlm_agent.core import TrajectoryFile
+    assert [(t.success, t.round, len(t)) for t in TrajectoryFile(tmp_path/"shown")] == [(True, -1, 1)] * 2
+
+
+def test_doctor_is_one_page():
+    r = run("-m", "vlm_agent.cli", "doctor")
+    assert r.returncode == 0 and len(r.stdout.splitlines()) < 40, r.stderr[-2000:]
+    for word in ("python", "torch", "torchvision", "bitsandbytes", "CUDA", "Chromium", "disk", "model cache"): assert word in r.stdout
