@@ -1,4 +1,5 @@
 """README.md is nbs/index.ipynb, written as Markdown: `python nbs/site/readme.py`. (nbdev_readme does the same, but wants Quarto.)"""
+import posixpath
 import re
 from pathlib import Path
 
@@ -12,7 +13,7 @@ def render(notebook=ROOT/"nbs"/"index.ipynb"):
     parts = []
     for cell in nbformat.read(notebook, 4).cells:
         if cell.source.startswith("#| hide"): continue
-        if cell.cell_type == "markdown": parts.append(re.sub(r"\]\((?!https?://|#)([^)]+)\)", r"](nbs/\1)", cell.source))
+        if cell.cell_type == "markdown": parts.append(re.sub(r"\]\((?!https?://|#)([^)]+)\)", lambda m: f"]({posixpath.normpath('nbs/' + m[1])})", cell.source))
         else:
             said = [o.get("text") or o.get("data", {}).get("text/plain", "") for o in cell.outputs]
             parts.append(f"```python\n{cell.source}\n```" + "".join(f"\n\n    {''.join(s).strip()}".replace("\n    \n", "\n\n") for s in said))
