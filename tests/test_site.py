@@ -158,6 +158,7 @@ def test_readable(site, chromium, scheme):
     with looking(chromium, color_scheme=scheme, viewport={"width": 1300, "height": 900}) as (page, wrong):
         for name in ("index.html", "rejection_sampling.html", "evaluation.html", "guides/troubleshooting.html", "api.html"):
             page.goto(site + name)
+            page.evaluate("Promise.all(document.getAnimations().map(a => a.finished))")  # colours fade over when a theme is set
             dark = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).reduce((a, b) => a + +b, 0) < 300")
             assert dark == (scheme == "dark"), f"{name} is not {scheme}"
             assert page.evaluate(CONTRAST) == [], name
@@ -272,6 +273,7 @@ def test_the_player_in_jupyterlab(run, lab, chromium):
     with looking(chromium, viewport={"width": 1400, "height": 1000}) as (page, wrong):
         page.goto(url, timeout=60_000)
         page.locator(".jp-NotebookPanel .jp-Cell").first.wait_for(timeout=60_000)
+        page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(timeout=120_000)  # a key pressed before the kernel is there runs nothing
         page.locator(".jp-Cell .cm-content").first.click()
         page.keyboard.press("Control+Enter")
         words = page.locator(".jp-OutputArea .widget-html-content").first

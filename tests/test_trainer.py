@@ -133,7 +133,8 @@ def test_a_full_disk_is_told_and_the_last_checkpoint_stays_good(whole, tmp_path)
 def test_one_process_at_a_time_writes_into_a_run(whole, tmp_path):
     _, seconds = whole
     p = start(tmp_path/"run"); deadline = time.time() + 20 * seconds
-    while not (tmp_path/"run"/".lock").exists() and time.time() < deadline: time.sleep(0.02)
+    while not (tmp_path/"run"/"config.yaml").exists() and time.time() < deadline: time.sleep(0.02)
+    p.send_signal(signal.SIGSTOP)  # it holds the run for as long as this takes
     q = start(tmp_path/"run", "--resume"); out, err = q.communicate(timeout=120)
     p.kill(); p.communicate()
     assert q.returncode == 1 and "another process is training" in err, err[-2000:]

@@ -112,12 +112,13 @@ def describe_action(action:dict|None, # An action, or None where nothing could b
              for k, v in action.items() if k not in ("type",)]
     return f"{action['type']}({', '.join(parts)})"
 
-# %% ../nbs/00_core.ipynb #db3e9edd
+# %% ../nbs/00_core.ipynb #c32b6234
 def image_hash(screenshot, # (H, W, 3) uint8
               )->str:      # 16 hexadecimal digits
     "The name of a picture: a hash of its shape and pixels."
     a = np.ascontiguousarray(screenshot)
-    return hashlib.blake2b(a.tobytes() + repr(a.shape).encode(), digest_size=8).hexdigest()
+    h = hashlib.blake2b(a, digest_size=8); h.update(repr(a.shape).encode())
+    return h.hexdigest()
 
 # %% ../nbs/00_core.ipynb #3fb2e443
 class _Opened(OrderedDict):

@@ -92,7 +92,7 @@ def _ask(self:ModelPolicy, observations, k, seeds):
     if hasattr(self.model, "sample"): return self.model.sample(images, prompts, k=k, seeds=seeds, temperature=self.temperature, greedy=self.greedy)
     return [[Prediction(self.model.predict_action(im if self.history else im[0], p), prompt=p, images=tuple(o.image for o in pictures)) for _ in range(k)] for im, p, pictures in zip(images, prompts, shown)]
 
-# %% ../nbs/09_runner.ipynb #e8237241
+# %% ../nbs/09_runner.ipynb #eb10e213
 def episode(env,                          # A Gymnasium environment
             task:Task,                    # Where to start
             decoder:ActionDecoder,        # Reads the answers
@@ -105,9 +105,11 @@ def episode(env,                          # A Gymnasium environment
     t = Trajectory(task, [], "timeout", round=round, sample=sample)
     pictures = {} if pictures is None else pictures
     def look(obs, info):
-        name = image_hash(obs["screenshot"])
-        return Observation(pictures.setdefault(name, obs["screenshot"]), obs["goal"] if task.prompt is None else task.prompt, info.get("url", ""),
-                           info.get("error", ""), info.get("metadata"), tuple(t.steps), stream(), name)
+        shot = obs["screenshot"]
+        alike = (o.image for o in (t.final, pictures.get(task)) if o is not None and o.screenshot.shape == getattr(shot, "shape", None) and o.screenshot.tobytes() == shot.tobytes())
+        name = next(alike, None) or image_hash(shot)  # many actions change nothing, and the samples of a start state begin alike: comparing is faster than naming
+        o = Observation(pictures.setdefault(name, shot), obs["goal"] if task.prompt is None else task.prompt, info.get("url", ""), info.get("error", ""), info.get("metadata"), tuple(t.steps), stream(), name)
+        return pictures.setdefault(task, o) and o
     def look_again(error):
         o = t.final
         return Observation(o.screenshot, o.goal, o.url, error, o.metadata, tuple(t.steps), stream(), o.image)

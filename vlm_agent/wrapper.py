@@ -351,7 +351,7 @@ def draw(logits,      # (B, V)
     p = (logits.double() / temperature).softmax(-1).cumsum(-1)
     return (p <= uniform[:, None].to(p.device) * p[:, -1:]).sum(-1).clamp(max=logits.shape[-1] - 1)
 
-# %% ../nbs/04_wrapper.ipynb #d678feca
+# %% ../nbs/04_wrapper.ipynb #86e94935
 class _OwnStreams:
     "A logits processor that leaves one token a row: the one that its own stream draws."
     def __init__(self, seeds, n, temperature, skip): self.uniform, self.temperature, self.skip = uniform_numbers(seeds, n), temperature, skip
@@ -367,20 +367,24 @@ def _generate(self:VLMWrapper, inputs, seeds, temperature, n):
     skip = 1 if self.config.is_encoder_decoder else inputs["input_ids"].shape[1]
     how = dict(do_sample=False) if seeds is None else dict(do_sample=True, top_k=0, logits_processor=[_OwnStreams(seeds, n, temperature, skip)])
     # Nothing of the checkpoint's own taste (top_k, repetition_penalty, beams): the learner's loss is about the model's own distribution.
-    self.model.generation_config = GenerationConfig(eos_token_id=sorted(ends), pad_token_id=self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.end,
+    self.model.generation_config = GenerationConfig(eos_token_id=sorted(ends), suppress_tokens=_never(self) or None, pad_token_id=self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.end,
                                                     decoder_start_token_id=getattr(text, "decoder_start_token_id", None))
     try: rows = self.model.generate(**inputs, max_new_tokens=n, **how)[:, skip:].tolist()
     finally: self.model.generation_config = told
     return [r[:next((i + 1 for i, t in enumerate(r) if t in ends), len(r))] for r in rows]
 
 def _ends(self): return {self.end, *np.atleast_1d(self.model.generation_config.eos_token_id if self.model.generation_config.eos_token_id is not None else self.end).tolist()}
+def _never(self): return [t for n in ("image_token_id", "video_token_id") if (t := getattr(self.config, n, None)) is not None]  # they stand for pictures, an answer has none: it could not be learned from
 
-# %% ../nbs/04_wrapper.ipynb #f6405e0a
+# %% ../nbs/04_wrapper.ipynb #5a463334
 @patch
 def _sample_shared(self:VLMWrapper, asked, k, seeds, temperature, n):
     "The same, each prompt once for its k answers."
     uniform = None if seeds is None else uniform_numbers(seeds, n)
-    def pick(logits, which, step): return logits.argmax(-1) if uniform is None else draw(logits, uniform[which, step], temperature)
+    never = torch.tensor(_never(self), dtype=torch.long, device=self.device)
+    def pick(logits, which, step):
+        logits = logits.index_fill(-1, never, float("-inf"))
+        return logits.argmax(-1) if uniform is None else draw(logits, uniform[which, step], temperature)
     prompts = [self._question(names, row) for names, row in asked]
     with self._merged(): return sample_answers(self.model, self.family, self._features, prompts, k, pick, n, _ends(self))
 
@@ -508,7 +512,7 @@ def answer_nll(self:VLMWrapper, images, prompts, answers)->torch.Tensor: # (B,)
     order = [i for _, where in groups.values() for i in where]
     return torch.stack([one.sum() for own in nll for one in own])[torch.tensor(order).argsort()]
 
-# %% ../nbs/04_wrapper.ipynb #59f3aa28
+# %% ../nbs/04_wrapper.ipynb #e55c7ea7
 def training_step(model,              # A `VLMWrapper`, or one wrapped for several processes
                   batch,              # What `forward` takes, as a dict; or a list of such parts
                   optimizer,
