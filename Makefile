@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-TASK ?= toy/click-button
+TASK ?=
+MODEL ?= tiny
 ARGS ?=
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 export TOKENIZERS_PARALLELISM = false
@@ -26,11 +27,11 @@ $(VENV)/.dev: $(VENV)/.run
 chromium: $(VENV)/.run  ## find a Chromium, or install one (apt where root, else playwright's own)
 	$(BIN)/python -c 'from vlm_agent.browser import install_chromium; print(install_chromium())'
 
-train: $(VENV)/.run $(if $(filter miniwob/% web:%,$(TASK)),chromium)  ## train on TASK (default toy/click-button): make train TASK=miniwob/click-test
-	$(BIN)/python examples/train_qwen2_vl.py --mode train --task $(TASK) $(ARGS)
+train: $(VENV)/.run $(if $(filter miniwob/% web:%,$(TASK)),chromium)  ## train MODEL (default tiny, the embedded base) on TASK (default: its configuration's): make train TASK=miniwob/focus-text
+	$(BIN)/python examples/train_qwen2_vl.py --mode train --model $(MODEL) $(if $(TASK),--task $(TASK)) $(ARGS)
 
 eval: $(VENV)/.run  ## look at what the last training run made
-	$(BIN)/python examples/train_qwen2_vl.py --mode test --task $(TASK) $(ARGS)
+	$(BIN)/python examples/train_qwen2_vl.py --mode test $(if $(TASK),--task $(TASK)) $(ARGS)
 
 test: $(VENV)/.dev chromium  ## notebooks clean, in sync and green, and all of tests/
 	$(BIN)/python -m pytest $(ARGS)

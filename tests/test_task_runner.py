@@ -256,7 +256,7 @@ def tiny():
     import torch
     from vlm_agent import VLMWrapper
     torch.set_num_threads(1)
-    return VLMWrapper("tiny", temperature=1.0, max_new_tokens=8)
+    return VLMWrapper("tiny:qwen2_vl", temperature=1.0, max_new_tokens=8)
 
 
 def test_a_models_samples_do_not_depend_on_slots(tiny):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SMALL = ["--task", "toy/click-button", "--demonstrations", "24", "--warm-start-steps", "6", "--num-training-steps", "12", "--steps-per-round", "4", "--tasks-per-round", "8",
+SMALL = ["--model", "tiny:qwen2_vl", "--task", "toy/click-button", "--demonstrations", "24", "--warm-start-steps", "6", "--num-training-steps", "12", "--steps-per-round", "4", "--tasks-per-round", "8",
          "--samples-per-task", "3", "--num-envs", "4", "--max-steps", "1", "--eval-episodes", "12", "--batch-size", "4", "--progress", "false"]
 
 

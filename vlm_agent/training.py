@@ -347,8 +347,9 @@ class TrainingResult:
         return RunFolder(self.path, resume=True).checkpoint(self.summary["best_round"])
     def table(self)->list:
         "Rows of (what, success, low, high, episodes), before to after."
-        names = [("random clicker", "random_clicker"), ("untrained", "untrained"), ("after the warm start", "warm_start"), ("after rejection sampling", "trained")]
-        return [(label, *(self.summary[k][x] for x in ("success", "low", "high", "episodes"))) for label, k in names if self.summary.get(k)]
+        judged = [(label, self.summary.get(k)) for label, k in (("random clicker", "random_clicker"), ("untrained (zero-shot)", "untrained"), ("after the warm start", "warm_start"))]
+        judged += [(f"after round {e['round']}", e) for e in self.evaluations if e["name"] == "round"][:-1] + [("after rejection sampling", self.summary.get("trained"))]
+        return [(label, *(e[x] for x in ("success", "low", "high", "episodes"))) for label, e in judged if e]
     def __str__(self):
         rows = [f"{label:<26} {s:>7.1%}   [{lo:.1%}, {hi:.1%}]   {n}" for label, s, lo, hi, n in self.table()]
         return "\n".join([f"{'held-out episodes':<26} success   95 % interval    n", *rows, f"{self.path}"])

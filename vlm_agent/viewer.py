@@ -77,7 +77,7 @@ def _band(ax, rows, label, colour, x="round", y="success", marker="o"):
     xs, ys = [r[x] for r in rows], [100 * r[y] for r in rows]
     ax.errorbar(xs, ys, [[v - 100 * r["low"] for v, r in zip(ys, rows)], [100 * r["high"] - v for v, r in zip(ys, rows)]], marker=marker, color=colour, capsize=3, label=label)
 
-# %% ../nbs/01_viewer.ipynb #90921237
+# %% ../nbs/01_viewer.ipynb #aa11d924
 def plot_curves(run, # The folder of a run
                ):    # A matplotlib figure
     "curves.png of a run: success and loss."
@@ -89,8 +89,8 @@ def plot_curves(run, # The folder of a run
     _band(left, [*first, *(e for e in evaluations if e["name"] == "round")], "held-out, greedy", BLUE)
     _band(left, [dict(e, round=e["round"] - 0.5) for e in events if e["event"] == "round"], "sampled while acting", ORANGE, y="sampled_success", marker="s")
     if "random_clicker" in named: left.axhline(100 * named["random_clicker"]["success"], color=GREY, ls=":", label="random clicker")
-    if "untrained" in named: left.plot([0], [100 * named["untrained"]["success"]], "x", color=RED, label="untrained")
-    left.set(xlabel="round (0: after the warm start)", ylabel="success (%), 95 % intervals", ylim=(-3, 103)); left.xaxis.get_major_locator().set_params(integer=True); left.grid(alpha=0.3); left.legend(fontsize=8, loc="best")
+    if {"untrained", "warm_start"} <= set(named): left.plot([0], [100 * named["untrained"]["success"]], "x", color=RED, label="untrained")
+    left.set(xlabel=f"round (0: {'after the warm start' if 'warm_start' in named else 'before training'})", ylabel="success (%), 95 % intervals", ylim=(-3, 103)); left.xaxis.get_major_locator().set_params(integer=True); left.grid(alpha=0.3); left.legend(fontsize=8, loc="best")
     if steps: right.plot([e["step"] for e in steps], [e["loss"] for e in steps], color=BLUE, lw=0.8)
     for e in events:
         if e["event"] == "round": right.axvline(e["step"], color=GREY, lw=0.6, ls=":")
@@ -174,7 +174,7 @@ def _chosen(run, most, rng):
             part = [x for x in all_ if bool(x[1].get("kept")) == kept]
             yield from sorted(rng.sample(part, min(most, len(part))) if rng else part, key=lambda x: x[0].id)
 
-# %% ../nbs/01_viewer.ipynb #1470e67f
+# %% ../nbs/01_viewer.ipynb #0f6ada8e
 def write_report(run,            # The folder of a run
                  most:int=12,    # Kept, and dropped, episodes of each round
                 total:int=200,  # Episodes of all rounds
@@ -187,7 +187,7 @@ def write_report(run,            # The folder of a run
     episodes = [_shown(t, d, images) for t, d in _chosen(run, each, random.Random(0))]
     pictures = {name: _picture(o.screenshot, size * 3 // 4 // len(images)) for name, o in images.items()}
     summary = json.loads((run/"summary.json").read_text()) if (run/"summary.json").exists() else {}
-    names = [("random clicker", "random_clicker"), ("untrained", "untrained"), ("after the warm start", "warm_start"), ("after rejection sampling", "trained")]
+    names = [("random clicker", "random_clicker"), ("untrained (zero-shot)", "untrained"), ("after the warm start", "warm_start"), ("after rejection sampling", "trained")]
     rows = "".join(f"<tr><td>{label}</td><td>{s['success']:.1%}</td><td>{s['low']:.1%} – {s['high']:.1%}</td><td>{s['episodes']}</td></tr>" for label, key in names if (s := summary.get(key)))
     curves = f'<img class="curves" alt="success and loss over the run" src="{_uri((run/"curves.png").read_bytes())}">' if (run/"curves.png").exists() else ""
     config = html.escape((run/"config.yaml").read_text()) if (run/"config.yaml").exists() else ""

@@ -36,7 +36,7 @@ def job(share, seed):
         with sound(*a) as envs: made.extend(Flaky(e, share, 1000 * seed + i) for i, e in enumerate(envs)); yield list(made)
     training.environments = environments
     try:
-        config = yaml.safe_load((Path(__file__).parents[1]/"configs"/"tiny.yaml").read_text())
+        config = yaml.safe_load((Path(__file__).parents[1]/"configs"/"from_scratch.yaml").read_text())
         result = training.train_with_orchestration(config.pop("model")["name"], algorithm=RejectionSampling(**config.pop("algorithm")), seed=seed, progress=False, output_dir=tempfile.mkdtemp() + "/run", **config)
     finally: training.environments = sound
     keep = ("success", "low", "high", "episodes")

@@ -70,7 +70,7 @@ def weights_of(model): return {k: v.clone() for k, v in model.model.state_dict()
 
 def warm_start(job, seed, demonstrations=300):
     "A model that has seen a few demonstrations: its weights, and those."
-    model = VLMWrapper("tiny", temperature=1.0)
+    model = VLMWrapper("tiny:qwen2_vl", temperature=1.0)
     shown = record_demonstrations(JOBS["one button"][0](), range(SHOWN + seed * 10_000, SHOWN + seed * 10_000 + demonstrations), ModelPolicy(model))
     Trainer(model).fit(RejectionSampling().select([], demonstrations=shown).samples, JOBS[job][4], 16, seed=f"warm {seed}")
     return model, weights_of(model), shown
