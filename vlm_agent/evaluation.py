@@ -29,7 +29,7 @@ def wilson(successes:int, # How many
     if n == 0: return 0.0, 1.0
     p, zz = successes / n, z * z / n
     middle, half = (p + zz / 2) / (1 + zz), z * math.sqrt(p * (1 - p) / n + zz / (4 * n)) / (1 + zz)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return max(0.0, min(p, middle - half)), min(1.0, max(p, middle + half))  # at 0 and 1 rounding may leave the proportion outside
 
 # %% ../nbs/11_evaluation.ipynb #1884c407
 def hierarchical_bootstrap(outcomes:dict, # {task: [(successes, samples) of each start state]}

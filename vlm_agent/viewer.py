@@ -75,7 +75,7 @@ def _events(run):
 def _band(ax, rows, label, colour, x="round", y="success", marker="o"):
     if not rows: return
     xs, ys = [r[x] for r in rows], [100 * r[y] for r in rows]
-    ax.errorbar(xs, ys, [[v - 100 * r["low"] for v, r in zip(ys, rows)], [100 * r["high"] - v for v, r in zip(ys, rows)]], marker=marker, color=colour, capsize=3, label=label)
+    ax.errorbar(xs, ys, [[max(0, v - 100 * r["low"]) for v, r in zip(ys, rows)], [max(0, 100 * r["high"] - v) for v, r in zip(ys, rows)]], marker=marker, color=colour, capsize=3, label=label)
 
 # %% ../nbs/01_viewer.ipynb #aa11d924
 def plot_curves(run, # The folder of a run

@@ -70,7 +70,7 @@ def write(name, what, **more):
 def zero_shot(a):
     policy, rows = ModelPolicy(load_model(str(a.base)), greedy=True), {}
     for spec, steps in TASKS.items():
-        if a.task and spec != a.task: continue
+        if a.task and spec not in a.task.split(","): continue
         e, r = success(policy, spec, a.episodes, steps), success(random_policy(), spec, a.episodes, steps)
         rows[spec] = dict(max_steps=steps, base=e.to_dict(), random_clicker=r.to_dict(), example=[t.goal for t in e.valid[:1]] + [s.prediction.text for t in e.valid[:1] for s in t.steps[:3]])
         print(f"{spec:<32} {e.success:6.1%} [{e.interval[0]:.1%}, {e.interval[1]:.1%}]   random clicker {r.success:6.1%}   {rows[spec]['example']}", flush=True)
