@@ -1,4 +1,4 @@
-"""The embedded job of `make train`, twice: as it is, and with 30 % of all environment calls failing: python examples/ablations/faults.py
+"""The embedded job from random weights (`make train MODEL=tiny:qwen2_vl`), twice: as it is, and with 30 % of all environment calls failing: python examples/ablations/faults.py
 
 The faults are thrown at the client, in acting and in evaluating alike; a failed episode is void, begun again at most three times, and never learned from."""
 import argparse
