@@ -387,7 +387,7 @@ def _mergeable(m):
 
 @torch.no_grad()
 def _merged(m):
-    layer = nn.Linear(0, 0, bias=False).requires_grad_(False)
+    layer = nn.Linear(1, 1, bias=False).requires_grad_(False)
     layer.weight = nn.Parameter(m.base_layer.weight + sum(m.get_delta_weight(a) for a in m.active_adapters).to(m.base_layer.weight.dtype), requires_grad=False)
     layer.bias = m.base_layer.bias
     return layer.eval()

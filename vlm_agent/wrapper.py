@@ -30,6 +30,8 @@ from .core import Prediction, image_hash, nearest
 from .families import build_tiny, end_token, family_of, has_torchvision, load_processor, lora_pattern, parts
 from .shared_prefix import Features, Merged, Patches, Prompt, answer_nll, sample_answers, why_plain
 
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # it advises a package that we have no use for, at each import
+
 # %% auto #0
 __all__ = ['to_rgb', 'VLMWrapper', 'uniform_numbers', 'draw', 'training_step', 'load_model']
 
@@ -450,7 +452,7 @@ def levers(self:VLMWrapper, batch_size:int=2 # Samples at once
     quantised = hasattr(self.model.config, "quantization_config"); model = self.model
     all_of_them = [("load_in_4bit=True (a quarter of the weights' memory)", not quantised),
                    ("use_lora=True (no optimizer state for the whole model)", not self.adapters),
-                   ("vlm.model.gradient_checkpointing_enable()", not getattr(model, "is_gradient_checkpointing", False)),
+                   ("vlm.model.gradient_checkpointing_enable()", not any(getattr(m, "gradient_checkpointing", False) for m in model.modules())),
                    ("freeze_vision_encoder() (no graph through the tower)", not self.frozen),
                    ("torch_dtype='bfloat16'", self.dtype == torch.float32),
                    ("fewer samples at once (micro_batch_size)", batch_size > 1)]
@@ -579,15 +581,17 @@ def save_pretrained(self:VLMWrapper,
                     merge:bool=False,  # Write one whole model with the adapters added into its weights
                    ):
     "Adapters or whole model, tokenizer and processor."
-    path, model = Path(path), self.model
+    path, model, more = Path(path), self.model, {}
     path.mkdir(parents=True, exist_ok=True)
     if not self.adapters or merge:
         if merge and hasattr(self.config, "quantization_config"): raise ValueError("adapters cannot be merged into 8- or 4-bit weights without loss: save the adapters, load them on the model in bfloat16, VLMWrapper(folder, torch_dtype='bfloat16'), and merge there")
         if merge and self.adapters: model = copy.deepcopy(model).merge_and_unload()
         model.config.vlm_agent = {**(getattr(model.config, "vlm_agent", None) or {}), "action_format": self.action_format}
-    elif self._source.own and not (path/"base").exists(): shutil.copytree(self._source.base, path/"base")
+    else:
+        more = dict(save_embedding_layers=any(len(getattr(m, "lora_embedding_A", ())) for m in model.modules()))  # "auto" would ask the Hub
+        if self._source.own and not (path/"base").exists(): shutil.copytree(self._source.base, path/"base")
     for c in getattr(model, "peft_config", {}).values(): c.base_model_name_or_path = "base" if self._source.own else str(Path(self._source.base).resolve()) if Path(self._source.base).exists() else self._source.base
-    model.save_pretrained(path)
+    model.save_pretrained(path, **more)
     self.processor.save_pretrained(path)
 
 # %% ../nbs/04_wrapper.ipynb #7772cccf
