@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraint
 export TOKENIZERS_PARALLELISM = false
 export OMP_NUM_THREADS ?= 1  # the tiny model is fastest on one thread
 
-.PHONY: train eval test test-slow bench bench-learning docs chromium clean help
+.PHONY: train eval test test-slow bench bench-memory bench-learning docs chromium clean help
 
 help:
 	@grep -E '^# |^[a-z-]+:.*##' Makefile | sed 's/:.*##/  -/'
@@ -41,6 +41,9 @@ test-slow: $(VENV)/.dev chromium  ## the cells and tests that take minutes
 
 bench: $(VENV)/.dev  ## episodes a second of the environments
 	$(BIN)/python benchmarks/environment_throughput.py $(ARGS)
+
+bench-memory: $(VENV)/.dev  ## predicted against measured peaks of a training step
+	$(BIN)/python benchmarks/memory_check.py $(ARGS)
 
 docs: $(VENV)/.dev  ## the site, into _docs/: with Quarto where it is installed, else with smalldocs
 	$(BIN)/python nbs/site/build.py

@@ -150,10 +150,11 @@ def report(run:str # The folder of a run
     return write_report(run)
 
 def memory(model:str,         # A Hub name with shipped facts, a config.json, or "tiny:FAMILY"
-           gpu:float=24):     # GiB of GPU memory
+           gpu:float=24,      # GiB of GPU memory
+           image_size:tuple[int, int]=(1280, 720)): # Width and height of the screenshots, as [1280,720]
     "What fits into a GPU, in which settings, and what each lever saves."
-    from vlm_agent.memory import memory_advice
-    return memory_advice(model, gpu)
+    from vlm_agent.memory import advice_lines
+    for line in advice_lines(model, gpu, image_size): print(line, flush=True)
 
 def serve(task:str=None,           # What `make_env` takes
           suite:str=None,          # Every task whose name begins so

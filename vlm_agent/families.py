@@ -20,7 +20,7 @@ from .core import nearest
 # %% auto #0
 __all__ = ['FAMILIES', 'MLP', 'GRID', 'chat_prompt', 'plain_prompt', 'bare_prompt', 'Family', 'grid_positions', 'line_positions',
            'line_positions_from_1', 'family_of', 'parts', 'linear_names', 'lora_pattern', 'image_only',
-           'has_torchvision', 'load_processor', 'end_token', 'tiny_tokenizer', 'build_tiny']
+           'has_torchvision', 'load_processor', 'end_token', 'tiny_tokenizer', 'tiny_parts', 'build_tiny']
 
 # %% ../nbs/02_families.ipynb #2305c31d
 def chat_prompt(processor, n, text):
@@ -302,6 +302,12 @@ def _tiny_paligemma():
 _TINY = dict(qwen2_vl=_tiny_qwen2_vl, qwen2_5_vl=_tiny_qwen2_5_vl, qwen3_vl=_tiny_qwen3_vl, llava=_tiny_llava, llava_onevision=_tiny_llava_onevision,
              idefics2=_tiny_idefics2, idefics3=_tiny_idefics3, smolvlm=_tiny_smolvlm, florence2=_tiny_florence2, paligemma=_tiny_paligemma)
 
+def tiny_parts(family:str # One of the names in `FAMILIES`
+              )->tuple:   # Configuration, processor
+    "What a tiny model of a family is made of, without weights."
+    if family not in _TINY: raise ValueError(f"no tiny model of family {family!r}{nearest(family, _TINY)}; there is one of: {', '.join(_TINY)}")
+    return _TINY[family]()
+
 def build_tiny(family:str="qwen2_vl", # One of the names in `FAMILIES`
                path=None,             # Where to; None: a new temporary folder
                seed:int=0,            # Of the random weights
@@ -309,9 +315,8 @@ def build_tiny(family:str="qwen2_vl", # One of the names in `FAMILIES`
     "A tiny checkpoint of a family with random weights: configuration, tokenizer, processor, safetensors."
     has_torchvision()
     from transformers import AutoModelForImageTextToText, GenerationConfig
-    if family not in _TINY: raise ValueError(f"no tiny model of family {family!r}{nearest(family, _TINY)}; there is one of: {', '.join(_TINY)}")
+    config, processor = tiny_parts(family); tok = processor.tokenizer
     path = Path(path or tempfile.mkdtemp(prefix="tiny-"))
-    config, processor = _TINY[family](); tok = processor.tokenizer
     config.vlm_agent = {"action_format": "text", "grid": GRID, "max_new_tokens": 24}
     with torch.random.fork_rng(): torch.manual_seed(seed); model = AutoModelForImageTextToText.from_config(config)
     model.generation_config = GenerationConfig(bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id,

@@ -122,6 +122,7 @@ class Features:
                  most_bytes:int=2**30):    # The features used longest ago go first
         self.model, self.family, self.most_bytes, self.kept, self.bytes, self.state = model, family, most_bytes, OrderedDict(), 0, None
         self.computed = 0                  # Pictures that the tower has seen
+        self.products = True               # A CPU's fused attention is no faster in bfloat16; two products are
         self.parts = list(parts(model, family.vision).values())
         self.text = text_of(model, family)
         self.modules = [m for part in self.parts if isinstance(part, nn.Module) for m in part.modules()]
@@ -134,9 +135,9 @@ class Features:
         if (state := self._state()) != self.state: self.forget(); self.state = state
         for name, inputs in pictures:
             if name in self.kept: self.kept.move_to_end(name); continue
-            with torch.no_grad(): self.kept[name] = self._see(inputs)
+            with torch.no_grad(): self.kept[name] = _on("cpu", self._see(inputs))  # beside the GPU: its memory is for the model
             self.bytes += _nbytes(self.kept[name])
-        out = _joined([self.kept[name] for name, _ in pictures])
+        out = _on(self.model.device, _joined([self.kept[name] for name, _ in pictures]))
         while self.bytes > self.most_bytes and self.kept: self.bytes -= _nbytes(self.kept.popitem(last=False)[1])
         return out
 
@@ -158,7 +159,7 @@ class Features:
         for m in was: m.training = False
         for parent, name, conv in self.cuts: setattr(parent, name, _Cut(conv))
         dtype = next((t.dtype for t in self._tensors() if t.is_floating_point()), self.model.dtype)
-        fused = dtype != torch.bfloat16 or self.model.device.type != "cpu"  # a CPU's fused attention is no faster in bfloat16; two products are
+        fused = dtype != torch.bfloat16 or self.model.device.type != "cpu" or not self.products or torch.is_grad_enabled()  # a layer that is computed again in the backward pass has to be the same then
         try:
             with contextlib.nullcontext() if fused else attending_by("products", _products, self.modules): out = base.get_image_features(**{k: t.to(self.model.device, dtype if t.is_floating_point() else None) for k, t in inputs.items() if k in takes})
         finally:
@@ -190,7 +191,7 @@ def attending_by(name,      # Under which Hugging Face knows it
 
 def _products(module, query, key, value, attention_mask, scaling=None, **kwargs):
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
-    if attention_mask is not None or query.shape[2] > 2048: return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    if attention_mask is not None or query.shape[2] > 2048 or query.shape[1] != key.shape[1]: return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     return ((query * (scaling or query.shape[-1] ** -0.5)) @ key.transpose(2, 3)).softmax(-1).matmul(value).transpose(1, 2), None
 
 class _Cut(nn.Module):
@@ -202,6 +203,11 @@ class _Cut(nn.Module):
         c = self.conv
         if x.shape[2:] != c.kernel_size: return c(x)
         return F.linear(x.flatten(1), c.weight.flatten(1), c.bias)[(...,) + (None,) * len(c.kernel_size)]
+
+def _on(device, out):
+    "The same output elsewhere."
+    def to(x): return x.to(device) if isinstance(x, torch.Tensor) else [to(one) for one in x]
+    return type(out)(**{k: to(v) for k, v in out.items()})
 
 def _nbytes(out):
     def size(x): return x.numel() * x.element_size() if isinstance(x, torch.Tensor) else sum(map(size, x))
@@ -311,6 +317,7 @@ def answer_nll(model, family, see, # A Hugging Face or PEFT model, its family, i
     again = text.training and any(getattr(l, "gradient_checkpointing", False) for l in text.layers)  # the backward pass comes through here again, when `two_parts` is over
     for where in buckets([len(p.ids) + sum(map(len, own)) for p, own in zip(prompts, answers)]):
         x = {k: t.to(model.device) for k, t in side_by_side([prompts[i] for i in where], [answers[i] for i in where], family.prompt_sees_all, again).items()}
+        if not family.prompt_sees_all and all(len(answers[i]) == 1 for i in where) and (x["target"] != -100).all() and len({len(prompts[i].ids) for i in where}) == 1: x["mask"] = None  # plain causal attention, which needs none
         features = see([one for i in where for one in prompts[i].pictures])
         with two_parts(text), last_layer_at(text, x["rows"]):
             logits = model(input_ids=x["ids"], position_ids=_positions(x["positions"]), attention_mask=x["mask"], use_cache=False, **_shown(features)).logits
@@ -362,7 +369,9 @@ def sample_answers(model, family, see, # A Hugging Face or PEFT model, its famil
 # %% ../nbs/03_shared_prefix.ipynb #52c39a16
 class Merged:
     "Copies of a model's adapted layers with the adapters added in."
-    def __init__(self, model): self.model, self.state, self.layers = model, None, {}
+    def __init__(self, model,            # A PEFT model; any other has nothing to merge
+                 most_bytes:int=2**30):  # Above it there are no copies, and the adapters run beside their layers: a large model fits once, not twice
+        self.model, self.most_bytes, self.state, self.layers = model, most_bytes, None, {}
 
     @contextlib.contextmanager
     def __call__(self):
@@ -378,7 +387,9 @@ class Merged:
 
     def forget(self): self.layers, self.state = {}, None
 
-    def _adapted(self): return {path: m for path, m in self.model.named_modules() if _mergeable(m)}
+    def _adapted(self):
+        found = {path: m for path, m in self.model.named_modules() if _mergeable(m)}
+        return found if sum(m.base_layer.weight.nbytes for m in found.values()) <= self.most_bytes else {}
     def _state(self, found): return [(id(p), p._version) for m in found.values() for p in m.parameters()] + [str(m.active_adapters) for m in found.values()]
 
 def _mergeable(m):

@@ -32,11 +32,11 @@ from .evaluation import Evaluation, evaluate, wilson
 from .rejection_sampling import RejectionSampling
 from .runner import ModelPolicy, RunError, TaskRunner, random_policy, record_demonstrations
 from .server import connect, make_env, start_server
-from .wrapper import load_model, training_step
+from .wrapper import PRECISIONS, load_model, make_optimizer, training_step
 
 # %% auto #0
-__all__ = ['HELD_OUT', 'DEMONSTRATED', 'PRECISIONS', 'training_seeds', 'write_whole', 'put_away', 'RunFolder', 'read_metrics',
-           'ProgressBar', 'draw_curves', 'track', 'batches', 'label_of', 'as_batch', 'rate', 'Trainer', 'load_weights',
+__all__ = ['HELD_OUT', 'DEMONSTRATED', 'training_seeds', 'write_whole', 'put_away', 'RunFolder', 'read_metrics', 'ProgressBar',
+           'draw_curves', 'track', 'batches', 'label_of', 'as_batch', 'rate', 'Trainer', 'load_weights',
            'TrainingResult', 'environments', 'act_round', 'acted', 'Actor', 'superfluous', 'train_with_orchestration',
            'load_own', 'finished_run', 'judge', 'Person', 'demonstrate']
 
@@ -203,9 +203,11 @@ class Trainer:
                  final_fraction:float=0.1,    # See `rate`
                  max_grad_norm:float=1.0,     # Gradients are clipped to this norm
                  micro_batch_size:int=None,   # Samples in memory at once; None: the whole batch
+                 step_in_backward:bool=False, # Never hold all gradients: see `training_step`; for training all weights of a model that barely fits
                  mixed_precision:str="no",    # "no", "bf16", or "fp16" with loss scaling
                  log_with:str=None,           # A tracker of accelerate: "tensorboard"
-                 log_dir:str=None):           # Where the tracker writes
+                 log_dir:str=None,            # Where the tracker writes
+                 memory_gb:float=None):       # GiB for a step, checked before the first one; None: what the GPU has; on a CPU nothing is checked
         if mixed_precision not in PRECISIONS: raise ValueError(f"mixed_precision must be one of {', '.join(map(repr, PRECISIONS))}, got {mixed_precision!r}")
         self.accelerator = Accelerator(mixed_precision="no", cpu=model.device.type == "cpu", log_with=log_with, project_dir=log_dir)
         if self.accelerator.distributed_type == DistributedType.FSDP: raise ValueError("accelerate was told to shard the model (FSDP), but a sharded model cannot act: leave use_fsdp out, every process then holds the whole model; LoRA, 4-bit weights and optimizer='adamw8bit' make it small")
@@ -215,20 +217,13 @@ class Trainer:
         if not self.parameters: raise ValueError("nothing to train: every parameter is frozen; use LoRA (use_lora=True) or unfreeze a part")
         self.learner = model if self.accelerator.num_processes == 1 else self.accelerator.prepare_model(model)  # the same weights, gradients added up over the processes
         self.precision, self.scaler = PRECISIONS[mixed_precision], torch.amp.GradScaler(model.device.type) if mixed_precision == "fp16" else None
-        self.optimizer = _make_optimizer(optimizer, self.parameters, learning_rate, betas, weight_decay)
+        self.optimizer = make_optimizer(optimizer, self.parameters, learning_rate, betas, weight_decay)
+        self.step_in_backward = step_in_backward
+        if step_in_backward and (micro_batch_size or mixed_precision == "fp16" or self.accelerator.num_processes > 1): raise ValueError("step_in_backward=True takes the whole batch at once, in one process and without the scaling of fp16: leave micro_batch_size out, or mixed_precision='fp16', or start one process")
+        self.memory_gb, self.predicted = memory_gb, None
         self.tokens_of_text = lru_cache(65536)(lambda text: len(model.label_ids(text)))
         self.step = 0
 
-PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-# %% ../nbs/13_training.ipynb #41330f9a
-def _make_optimizer(name, parameters, lr, betas, weight_decay):
-    if name == "adamw": return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay)
-    if name == "adamw8bit":
-        try: import bitsandbytes
-        except Exception as e: raise ImportError(f"optimizer='adamw8bit' needs bitsandbytes, which does not load here ({e}): pip install bitsandbytes, or use optimizer='adamw'") from e
-        return bitsandbytes.optim.AdamW8bit(parameters, lr=lr, betas=betas, weight_decay=weight_decay)
-    raise ValueError(f"optimizer must be 'adamw' or 'adamw8bit', got {name!r}")
 
 # %% ../nbs/13_training.ipynb #49fd952e
 @patch
@@ -241,6 +236,7 @@ def fit(self:Trainer,
     "Take `steps` optimizer steps on `samples`; nothing happens if there are none."
     if not samples: return
     if batch_size < (n := self.accelerator.num_processes): raise ValueError(f"batch_size is over all processes and must be at least one sample for each of the {n}, got {batch_size}")
+    if self.predicted is None and (room := self.memory_gb or _room(self.model.device)): self.predicted = self._foresee(samples[:self.micro_batch_size or -(-batch_size // n)], room)
     torch.manual_seed(int.from_bytes(seed.encode()[-7:], "big"))  # dropout
     for i, batch in enumerate(batches(samples, batch_size, steps, seed)):
         start = time.perf_counter()
@@ -250,13 +246,23 @@ def fit(self:Trainer,
         if on_step: on_step(dict(step=self.step, learning_rate=group["lr"], seconds=time.perf_counter() - start, **out))
 
 # %% ../nbs/13_training.ipynb #197b9fd5
+def _room(device):
+    "GiB that a GPU has for us."
+    return (torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)) / 2**30 if device.type == "cuda" else None
+
+@patch
+def _foresee(self:Trainer, samples, room):
+    "The peak of a step on these samples; an error that says what to change where it does not fit."
+    from vlm_agent.memory import check_memory
+    return check_memory(self.model, as_batch(samples), room, optimizer=self.optimizer_name, step_in_backward=self.step_in_backward, mixed_precision=next(k for k, v in PRECISIONS.items() if v == self.precision))
+
 @patch
 def _step(self:Trainer, batch):
     "One optimizer step on `batch`, this process's share of it."
     a, size = self.accelerator, self.micro_batch_size or len(batch)
     mine, tokens = batch[a.process_index::a.num_processes], sum(self.tokens_of_text(l) if isinstance(l, str) else len(l) for l in map(label_of, batch))
     out = training_step(self.learner, [as_batch(mine[i:i + size]) for i in range(0, len(mine), size)], self.optimizer, self.scaler, self.max_grad_norm,
-                        tokens / a.num_processes, self.precision)  # gradients are averaged over the processes
+                        tokens / a.num_processes, self.precision, self.step_in_backward)  # gradients are averaged over the processes
     if a.num_processes > 1: out.update(loss=a.reduce(torch.tensor(out["loss"], device=self.model.device), "mean").item(), n_tokens=tokens)
     if not math.isfinite(out["grad_norm"]): out.update(grad_norm=None, skipped="the scaled gradient overflowed; the scale was lowered")
     return out
@@ -624,6 +630,7 @@ def train_with_orchestration(
         warmup_steps:int=30,              # Linear rise of the rate at the start of the run
         max_grad_norm:float=1.0,          # Gradients are clipped to this norm
         micro_batch_size:int|None=None,   # Samples in memory at once; None: the whole batch
+        step_in_backward:bool=False,      # Never hold all gradients at once; each is clipped by its own norm
         mixed_precision:str="no",         # "no", "bf16", or "fp16" with loss scaling
         max_lag:int=0,                    # 1: a process of its own acts for the next round while this one learns
         eval_episodes:int=200,            # Held-out episodes an evaluation; 0: none
@@ -649,7 +656,7 @@ def train_with_orchestration(
     folder = RunFolder(*broadcast_object_list([output_dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{(task or 'server').replace('/', '-').replace(':', '-')}"]), resume)
     if (folder.path/"summary.json").exists(): return finished_run(folder.path)
     trainer = Trainer(model, learning_rate, weight_decay=weight_decay, optimizer=optimizer, warmup_steps=warmup_steps, max_grad_norm=max_grad_norm,
-                      micro_batch_size=micro_batch_size, mixed_precision=mixed_precision, log_with=log_with, log_dir=str(folder.path))
+                      micro_batch_size=micro_batch_size, step_in_backward=step_in_backward, mixed_precision=mixed_precision, log_with=log_with, log_dir=str(folder.path))
     everyone = trainer.accelerator; main = everyone.is_main_process
     if max_lag and everyone.num_processes > 1: raise ValueError("max_lag=1 is for one learning process: with several, each acts on its own environments already")
     everyone.wait_for_everyone()  # nobody makes the folder before all have looked
