@@ -6,10 +6,12 @@ Everybody has the same weights (random, Qwen2-VL), LoRA (rank 16 on the text's a
 of 12 tokens; `--screens` screenshots, k answers to each, half of them learnt, one optimizer step. The tower is frozen. Contenders:
 
     ours         VLMWrapper.sample + training_step
-    ours, bf16   the same with freeze_vision_encoder(dtype="bfloat16")
+    ours, tower  the same with freeze_vision_encoder(dtype="bfloat16")
+    ours, bf16   the same with torch_dtype="bfloat16" (adapters stay float32)
     plain        the same as ours with fast=False
     trl          generate + TRL's SFTTrainer, checkpointing off, logits at labels only
-    trl, bf16    the same, learning under autocast to bfloat16
+    trl, auto    the same, learning under autocast to bfloat16
+    trl, bf16    the same with the whole model in bfloat16, acting and learning
     trl default  as it comes: checkpointing on, and on a CPU all logits (in float32 like the others)
     hf           generate + Hugging Face's Trainer
 
@@ -105,9 +107,9 @@ def round_of(seed, screens, k, pixels):
 
 
 class Ours:
-    def __init__(self, folder, fast, device="cpu", vision=False, tower=None):
+    def __init__(self, folder, fast, device="cpu", vision=False, tower=None, dtype="auto"):
         from vlm_agent.wrapper import VLMWrapper
-        self.vlm = VLMWrapper(folder, device=device, use_lora=True, lora_config={**LORA, "vision": vision, **({"target_modules": None} if vision else {})}, max_new_tokens=TOKENS, fast=fast)
+        self.vlm = VLMWrapper(folder, device=device, torch_dtype=dtype, use_lora=True, lora_config={**LORA, "vision": vision, **({"target_modules": None} if vision else {})}, max_new_tokens=TOKENS, fast=fast)
         if not vision: self.vlm.freeze_vision_encoder(dtype=tower)
         self.optimizer = torch.optim.AdamW([p for p in self.vlm.parameters() if p.requires_grad], 1e-4)
     def act(self, tasks, k): return self.vlm.sample([t[0] for t in tasks], [t[1] for t in tasks], k=k, temperature=1.0)
@@ -122,10 +124,10 @@ def conversation(picture, prompt, answer):
 
 class Rival:
     "Hugging Face's model and processor, generate for acting."
-    def __init__(self, folder):
+    def __init__(self, folder, dtype=torch.float32):
         from transformers import AutoProcessor
         self.processor = AutoProcessor.from_pretrained(folder)
-        self.model = Qwen2VLForConditionalGeneration.from_pretrained(folder)
+        self.model = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=dtype)
         torch.manual_seed(0); self.adapted = lambda: get_peft_model(self.model, LoraConfig(**LORA, task_type="CAUSAL_LM"))
     @torch.no_grad()
     def act(self, tasks, k, copies=False):
@@ -141,19 +143,19 @@ class Rival:
 
 
 class TRL(Rival):
-    def __init__(self, folder, best, bf16=False):
-        super().__init__(folder)
+    def __init__(self, folder, best, autocast=False, dtype=torch.float32):
+        super().__init__(folder, dtype)
         import trl.trainer.utils
         from datasets import Dataset
         from trl import SFTConfig, SFTTrainer
-        self.module, self.came, self.best, self.bf16 = trl.trainer.utils, trl.trainer.utils._use_triton, best, bf16
+        self.module, self.came, self.best, self.autocast = trl.trainer.utils, trl.trainer.utils._use_triton, best, autocast
         examples = [conversation(p, q, a[0]) for p, q, a in round_of(0, 2, 1, (56, 56))]
         self.trainer = SFTTrainer(model=self.model, args=SFTConfig(**self.arguments(max_length=None, bf16=False, **({"gradient_checkpointing": False} if best else {}))), train_dataset=Dataset.from_list(examples), processing_class=self.processor, peft_config=LoraConfig(**LORA, task_type="CAUSAL_LM"))
         self.trainer.create_optimizer()
     def learn(self, samples):
         if self.best: self.module._use_triton = lambda device: True  # logits at labels only, on a CPU too
         try:
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16): self.step(self.trainer.data_collator([conversation(*s) for s in samples]))  # as its `train` would
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast): self.step(self.trainer.data_collator([conversation(*s) for s in samples]))  # as its `train` would
         finally: self.module._use_triton = self.came
 
 
@@ -193,13 +195,13 @@ def seconds(f, *args):
 
 def loops(folder, pixels, screens, k, repeats, only):
     "Seconds of acting and of learning of each contender, in turns."
-    made = {"ours": lambda: Ours(folder, True), "ours, bf16": lambda: Ours(folder, True, tower="bfloat16"), "plain": lambda: Ours(folder, False), "trl": lambda: TRL(folder, True), "trl, bf16": lambda: TRL(folder, True, bf16=True), "trl default": lambda: TRL(folder, False), "hf": lambda: HF(folder)}
+    made = {"ours": lambda: Ours(folder, True), "ours, tower": lambda: Ours(folder, True, tower="bfloat16"), "ours, bf16": lambda: Ours(folder, True, dtype="bfloat16"), "plain": lambda: Ours(folder, False), "trl": lambda: TRL(folder, True), "trl, auto": lambda: TRL(folder, True, autocast=True), "trl, bf16": lambda: TRL(folder, True, dtype=torch.bfloat16), "trl default": lambda: TRL(folder, False), "hf": lambda: HF(folder)}
     there = {name: make() for name, make in made.items() if name in only}; took = {name: {"act": [], "learn": []} for name in there}
     for r in range(repeats + 1):
         for name, c in there.items():
             tasks = round_of(r, screens, k, pixels)
             act = seconds(c.act, tasks, k); learn = seconds(c.learn, [(p, q, a) for p, q, answers in tasks for a in answers[:k // 2 or 1]])
-            copies = seconds(c.act, tasks, k, True) if name == "trl" else None
+            copies = seconds(c.act, tasks, k, True) if name in ("trl", "trl, bf16") else None
             if r: took[name]["act"].append(act); took[name]["learn"].append(learn)
             if r and copies: took[name].setdefault("act on copies", []).append(copies)
             print(f"  {r} {name:12} act {act:7.3f}  learn {learn:7.3f}" + (f"  act on copies {copies:7.3f}" if copies else ""), flush=True)
@@ -273,7 +275,7 @@ def machine(device):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--size", nargs="+", default=["tiny"], choices=SIZES); p.add_argument("--pixels", nargs="+", default=["448x448"]); p.add_argument("--k", nargs="+", type=int, default=[4])
-    p.add_argument("--screens", type=int, default=4); p.add_argument("--repeats", type=int, default=5); p.add_argument("--only", nargs="+", default=["ours", "ours, bf16", "plain", "trl", "trl, bf16", "trl default", "hf"])
+    p.add_argument("--screens", type=int, default=4); p.add_argument("--repeats", type=int, default=5); p.add_argument("--only", nargs="+", default=["ours", "ours, tower", "ours, bf16", "plain", "trl", "trl, auto", "trl, bf16", "trl default", "hf"])
     p.add_argument("--device", default="cpu", choices=["cpu", "cuda"]); p.add_argument("--peak", type=float, default=989, help="TFLOP/s of the GPU in bfloat16, for the MFU"); p.add_argument("--no-lessons", action="store_true"); p.add_argument("--json")
     a = p.parse_args(); torch.set_num_threads(1)
     for size in a.size:
@@ -293,10 +295,11 @@ def main():
 def total(times, act="act"): return statistics.median(x + y for x, y in zip(times[act], times["learn"]))
 
 def tell(found):
-    loop = found["loop"]; copies = loop.get("trl", {}).get("act on copies")
+    loop = found["loop"]; ours = [o for o in ("ours", "ours, tower", "ours, bf16") if o in loop]
+    def beside(t): return ", ".join(f"{t / total(loop[o]):5.1f} x {o}" for o in ours)
     for name, t in loop.items():
-        print(f"{name:34} act {statistics.median(t['act']):7.3f}  learn {statistics.median(t['learn']):7.3f}  both {total(t):7.3f} CPU-seconds" +
-              "".join(f", {total(t) / total(loop[o]):5.1f} x {o}" for o in ("ours", "ours, bf16") if o in loop) + (f"; on copies {total({**t, 'act on copies': copies}, 'act on copies') / total(loop['ours']):5.1f} x ours" if copies and name.startswith(("trl", "hf")) else ""))
+        print(f"{name:28} act {statistics.median(t['act']):7.3f}  learn {statistics.median(t['learn']):7.3f}  both {total(t):7.3f} CPU-seconds: {beside(total(t))}")
+        if (copies := t.get("act on copies", loop.get("trl", {}).get("act on copies"))) and name.startswith(("trl", "hf")): print(f"{'  on copies':28} act {statistics.median(copies):7.3f}  {'':13}  both {total({**t, 'copies': copies}, 'copies'):7.3f} CPU-seconds: {beside(total({**t, 'copies': copies}, 'copies'))}")
     for name, t in found.get("lessons", {}).items():
         base = found["lessons"]["naive, nothing frozen" if "nothing" in name else "naive"]
         print(f"{name:34} {statistics.median(t):7.3f} CPU-seconds, the naive step takes {statistics.median(base) / statistics.median(t):5.1f} times as long")

@@ -155,6 +155,17 @@ def test_credit_for_several_steps():
     assert d[0] / d[3] == pytest.approx(0.125) and d[1] / d[3] == pytest.approx(0.25) and sum(d.values()) == pytest.approx(3)
 
 
+def test_idle_steps_are_no_example():
+    t, other = episode(1, ("a", "b", "c", "d"), 1.0), Observation(np.ones((2, 2, 3), np.uint8), "Click.")
+    for i in (1, 2): t.steps[i].observation = other  # "a" changed the screen, "b" did not, "c" changed it back
+    def learned(**k): return [s.step for s in RejectionSampling(**k).select([t]).samples]
+    assert learned() == [0, 1, 2, 3]  # no last look: nothing is known
+    t.final = SHOT  # "d" changed nothing either, but it ended the episode
+    assert learned() == [0, 2, 3] and learned(drop_idle=False) == [0, 1, 2, 3] and learned(credit="last") == [3]
+    t.steps[0].observation = other
+    assert learned() == [2, 3] and abs(sum(s.weight for s in RejectionSampling().select([t]).samples) - 2) < 1e-9
+
+
 def test_best_of_k_takes_one_and_only_if_it_is_better():
     group = [episode(1, "a", 0.2, 0), episode(1, "bb", 0.9, 1), episode(1, "c", 0.9, 2)]
     assert [s.trajectory.sample for s in BestOfK().select([*group, episode(2, "a", 0.3, 0), episode(2, "b", 0.3, 1)]).samples] == [2]  # the shorter of equals; task 2 has no best

@@ -163,7 +163,7 @@ def _selection(shown, acted, current, from_base):
         (out.decisions if mine else out.earlier).append(d); out.samples += samples
     return out
 
-# %% ../nbs/10_rejection_sampling.ipynb #0efd0630
+# %% ../nbs/10_rejection_sampling.ipynb #fdf0d179
 class RejectionSampling(Algorithm):
     "Keep what worked."
     def __init__(self,
@@ -178,6 +178,7 @@ class RejectionSampling(Algorithm):
                  credit:str="all",            # Of several steps: "all" of them, the "last" one, or "discounted"
                  discount:float=0.9,          # A step weighs discount ** (steps to the end), for credit="discounted"
                  drop_invalid:bool=True,      # Leave out steps whose text could not be read or done
+                 drop_idle:bool=True,         # Leave out steps that changed nothing on the screen; an episode's last one stays
                  max_invalid:int|None=None,   # Leave out trajectories with more such steps
                  max_length:int|None=None):   # Leave out trajectories with more steps
         if credit not in ("all", "last", "discounted"): raise ValueError(f"credit must be 'all', 'last' or 'discounted', got {credit!r}")
@@ -187,9 +188,9 @@ class RejectionSampling(Algorithm):
             if value is not None and value < least: raise ValueError(f"{name} must be at least {least} or None, got {value}")
         self.reward_threshold, self.distinct, self.max_per_task, self.drop_all_solved, self.balance = reward_threshold, distinct, max_per_task, drop_all_solved, balance
         self.replay_rounds, self.keep_demonstrations, self.start_from_base, self.credit, self.discount = replay_rounds, keep_demonstrations, start_from_base, credit, discount
-        self.drop_invalid, self.max_invalid, self.max_length = drop_invalid, max_invalid, max_length
+        self.drop_invalid, self.drop_idle, self.max_invalid, self.max_length = drop_invalid, drop_idle, max_invalid, max_length
 
-# %% ../nbs/10_rejection_sampling.ipynb #1c57b451
+# %% ../nbs/10_rejection_sampling.ipynb #f6ea0af4
 @patch
 def fault(self:RejectionSampling, t):
     "Void, below the threshold, too long, or stumbling too often."
@@ -217,6 +218,8 @@ def judge(self:RejectionSampling, group, solved, tried):
 def shares(self:RejectionSampling, t):
     "All steps, the last one, or discounted towards the end."
     steps = Algorithm.shares(self, t)
+    if self.drop_idle and t.final is not None:  # without a last look the pictures may be anything
+        steps = [(i, share) for i, share in steps if i == len(t) - 1 or t.steps[i].observation.image != t.steps[i + 1].observation.image]
     if self.credit == "last": return steps[-1:]
     return steps if self.credit == "all" else [(i, self.discount ** (len(t) - 1 - i)) for i, _ in steps]
 

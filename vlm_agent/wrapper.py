@@ -472,13 +472,14 @@ def sample(self:VLMWrapper,
     if seeds is not None and len(seeds) != k * len(prompts): raise ValueError(f"give {k} seeds for each of {len(prompts)} prompts, got {len(seeds)} in all")
     was = self.model.training
     try:
-        self.model.eval()
+        if was: self.model.eval()
         with _running(self, len(prompts) * k):
             n, asked = max_new_tokens or self.max_new_tokens, [self._ask(i, p) for i, p in _paired(images, prompts)]
             names, sizes = [a[0] for a in asked], [self._seen_at(row) for _, row in asked]
             if self.fast and not self.plain_because: rows = self._sample_shared(asked, k, seeds, temperature, n)
             else: rows = self._generate(self.inputs(images, prompts, k=k)[0], seeds, temperature, n)
-    finally: self.model.train(was)
+    finally:
+        if was: self.model.train()
     said = [(self.tokenizer.decode(r, skip_special_tokens=True, clean_up_tokenization_spaces=False), tuple(r)) for r in rows]
     return [[Prediction(*said[i * k + j], prompts[i], names[i], sizes[i], self.version) for j in range(k)] for i in range(len(prompts))]
 

@@ -61,8 +61,8 @@ VARIANTS = {
         "BestOfK()": BestOfK(), "AdvantageWeighted()": AdvantageWeighted(), "AdvantageWeighted(negative=0)": AdvantageWeighted(negative=0),
         "30 % of environment calls fail": RejectionSampling()},
     "three buttons": {
-        "default": RejectionSampling(), 'credit="last"': RejectionSampling(credit="last"), 'credit="discounted", discount=0.5': RejectionSampling(credit="discounted", discount=0.5),
-        "max_length=4": RejectionSampling(max_length=4), "reward_threshold=0.3": RejectionSampling(reward_threshold=0.3), "reward_threshold=1": RejectionSampling(reward_threshold=0.999)}}
+        "default": RejectionSampling(), "drop_idle=False": RejectionSampling(drop_idle=False), 'credit="last"': RejectionSampling(credit="last"), 'credit="discounted", discount=0.5': RejectionSampling(credit="discounted", discount=0.5),
+        "max_length=4": RejectionSampling(max_length=4), "drop_idle=False, max_length=4": RejectionSampling(drop_idle=False, max_length=4), "reward_threshold=0.3": RejectionSampling(reward_threshold=0.3), "reward_threshold=1": RejectionSampling(reward_threshold=0.999)}}
 
 
 def weights_of(model): return {k: v.clone() for k, v in model.model.state_dict().items()}

@@ -97,7 +97,7 @@ def rejection(a):
     result = train_with_orchestration(model, task=a.task, seed=a.seed, output_dir=str(run), max_steps=steps, history=a.history, eval_episodes=a.episodes,
                                       num_training_steps=a.rounds * a.steps, steps_per_round=a.steps, tasks_per_round=a.states, samples_per_task=a.samples, batch_size=16,
                                       learning_rate=a.learning_rate or (4e-3 if a.lora else 8e-4), demonstrations=str(shown) if shown.exists() else None,
-                                      warm_start_steps=a.warm_start if a.demonstrations else 0, algorithm=RejectionSampling(balance=a.balance), progress=False, callbacks=(meter,))
+                                      warm_start_steps=a.warm_start if a.demonstrations else 0, algorithm=RejectionSampling(balance=a.balance, drop_idle=not a.keep_idle), progress=False, callbacks=(meter,))
     spent = dict(**meter.to_dict(), wall_minutes=round((time.time() - wall)/60, 2))
     said = [s.prediction.text for r in result.rounds for t in TrajectoryFile(run/"rounds"/f"{r['round']:04d}") if t.success for s in t.steps]
     blind = success(blind_replay(said), a.task, a.episodes, steps).to_dict() if said else None
@@ -122,6 +122,7 @@ if __name__ == "__main__":
     p.add_argument("--states", type=int, default=96); p.add_argument("--samples", type=int, default=8); p.add_argument("--learning-rate", type=float)
     p.add_argument("--replay", type=int, default=20, help="demonstrations of each of the base's own tasks, kept in every batch's pool"); p.add_argument("--demonstrations", type=int, default=0, help="of the task's own oracle")
     p.add_argument("--warm-start", type=int, default=60); p.add_argument("--max-steps", type=int); p.add_argument("--history", type=int, default=0); p.add_argument("--run", help="keep the run's folder here"); p.add_argument("--tag", default=""); p.add_argument("--balance", action="store_true", help="weigh a start state by how seldom it was solved")
+    p.add_argument("--keep-idle", action="store_true", help="learn steps that changed nothing on the screen too")
     a = p.parse_args()
     torch.set_num_threads(1)
     {"zero-shot": zero_shot, "rejection": rejection, "forgetting": forgetting}[a.what](a)
