@@ -95,7 +95,7 @@ def _levels(ip):
     for c in range(3): table[c][cut[:, c]] = made[:, c, 0]
     return table if all((table[c][cut[:, c]][:, None] == made[:, c]).all() for c in range(3)) else None
 
-# %% ../nbs/03_shared_prefix.ipynb #99c1fc72
+# %% ../nbs/03_shared_prefix.ipynb #c2855cb1
 @contextlib.contextmanager
 def attending_by(name,      # Under which Hugging Face knows it
                  function,  # An attention function as Hugging Face takes it
@@ -145,7 +145,7 @@ def _joined(outs):
         return [one for h in have for one in h]
     return type(outs[0])(**{k: join([o[k] for o in outs]) for k in ("pooler_output", "deepstack_features") if outs[0].get(k) is not None})
 
-# %% ../nbs/03_shared_prefix.ipynb #9bb29f8f
+# %% ../nbs/03_shared_prefix.ipynb #c3e125a3
 class Features:
     "What the tower makes of pictures, kept as long as the tower is what it was."
     def __init__(self, model,              # A Hugging Face or PEFT model
