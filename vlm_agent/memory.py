@@ -24,12 +24,11 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from .core import nearest
 from .families import build_tiny, family_of, load_processor, tiny_parts
 from .shared_prefix import sample_answers
-from .wrapper import PRECISIONS, VLMWrapper, _paired, draw, make_optimizer, skeleton, training_step
+from .wrapper import PRECISIONS, VLMWrapper, _paired, draw, make_optimizer, skeleton, to_rgb, training_step
 
 # %% auto #0
 __all__ = ['LEVERS', 'SETTINGS', 'PeakTracker', 'MemoryReport', 'known_models', 'predict_memory', 'measure_memory',
@@ -40,7 +39,7 @@ __all__ = ['LEVERS', 'SETTINGS', 'PeakTracker', 'MemoryReport', 'known_models', 
 _aten = torch.ops.aten
 
 def _is_fake(t): return isinstance(t, FakeTensor) or isinstance(t, nn.Parameter) and isinstance(t.data, FakeTensor)
-def _tensors(*nested): return [x for x in tree_leaves(nested) if isinstance(x, torch.Tensor)]
+def _tensors(*nested): return [t for x in nested for t in ([x] if isinstance(x, torch.Tensor) else _tensors(*(x.values() if isinstance(x, dict) else x)) if isinstance(x, (list, tuple, dict)) else [])]
 
 class PeakTracker(TorchDispatchMode):
     "Counts the bytes of live storages by category; remembers the peak."
@@ -122,6 +121,7 @@ def _in_steps(f, args):
     return dict(gemm_4bit=_gemm_4bit_default_impl, int8_mixed_scaled_mm=mixed, int8_scaled_mm=scaled).get(name)
 
 _MIXES = ("add", "sub", "mul", "div", "where")
+_PRODUCTS, _CONVOLUTIONS = ("mm", "addmm", "bmm", "baddbmm", "linear"), ("convolution", "convolution_backward")
 
 def _workspace(f, args, block):
     "Bytes that an operation takes for itself while it runs."
@@ -134,7 +134,34 @@ def _workspace(f, args, block):
         floats = [x for x in args if isinstance(x, torch.Tensor) and x.dim() and x.is_floating_point()]
         widest = max((x.itemsize for x in floats), default=0)
         return sum(x.numel() * widest for x in floats if x.itemsize < widest)
+    kind = f.__name__.split(".")[0]
+    if not gpu and (kind in _CONVOLUTIONS or kind in _PRODUCTS and args[0].itemsize == 2): return _scratch(f, *map(_form, args))
     return 0
+
+def _form(x): return (torch.Tensor, tuple(x.shape), x.stride(), x.dtype) if isinstance(x, torch.Tensor) else tuple(x) if isinstance(x, list) else x
+
+@functools.cache
+def _scratch(f, *forms):
+    "Bytes that this processor's kernel takes beside its results."
+    def made(form): return torch.empty_strided(*form[1:3], dtype=form[3]).zero_() if isinstance(form, tuple) and form[:1] == (torch.Tensor,) else form
+    with unset_fake_temporarily():
+        given = list(map(made, forms)); out = []
+        return _account(lambda: out.append(f(*given)))[0] - sum(t.untyped_storage().nbytes() for t in _tensors(out))
+
+def _account(run):
+    "(the most that is allocated at once while it runs, by the CPU allocator's own account, and the phase and operation then)"
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would report its start and stop
+    from torch.profiler import ProfilerActivity, profile
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as p: run()
+    events = p.profiler.kineto_results.events(); now = top = when = 0
+    for at, n in sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"):
+        now += n
+        if now > top: top, when = now, at
+    begun = sorted((e.start_ns(), e.name(), e.start_ns() + e.duration_ns()) for e in events if e.name() != "[memory]" and e.start_ns() <= when)
+    names = [name for _, name, end in begun if end >= when]
+    def seen(start, names): return any(name.startswith(start) for name in names)
+    phase = "optimizer" if seen("Optimizer.step", names) else "backward" if seen("autograd::engine", names) else "clipping" if seen("autograd::engine", (name for _, name, _ in begun)) else "forward"
+    return top, phase, next((name.replace("::", ".") for name in reversed(names) if name.startswith("aten::")), "")
 
 # %% ../nbs/12_memory_profiling.ipynb #e578fd8d
 @dataclass
@@ -249,6 +276,21 @@ def _batch(vlm, own_tokenizer, image_size, batch_size, prompt, label, samples_pe
     if label is None or isinstance(label, str) and not own_tokenizer: label = [vlm.end] * (12 if label is None else max(1, len(label) // 2))
     return dict(images=[pictures[i // samples_per_screenshot] for i in range(batch_size)], prompts=[prompt] * batch_size, labels=[label] * batch_size, weights=[1.0] * batch_size)
 
+def _largest(batch):
+    "The samples of a batch, the one first that shows and says most."
+    def size(i): return sum(to_rgb(p).size for p in _shots(batch["images"][i])), len(batch["prompts"][i]) + len(batch["labels"][i])
+    return [{k: [v[i]] for k, v in batch.items()} for i in sorted(range(len(batch["prompts"])), key=size, reverse=True)]
+
+def _shots(images): return images if isinstance(images, (list, tuple)) else [images]
+
+def _others(images, change):
+    "The same pictures but for a change; what was one picture before is one afterwards."
+    done = {}
+    def other(p): return done.setdefault(id(p), change(to_rgb(p)))
+    return [[other(p) for p in i] if isinstance(i, (list, tuple)) else other(i) for i in images]
+
+def _parts(batch, accumulate): return [batch, {**batch, "images": _others(batch["images"], lambda p: 255 - p)}] if accumulate else batch
+
 def _ready(vlm, freeze_vision, gradient_checkpointing):
     if freeze_vision: vlm.freeze_vision_encoder()
     if gradient_checkpointing: vlm.gradient_checkpointing_enable()
@@ -281,10 +323,13 @@ def predict_memory(model,                         # A Hub name of `known_models(
                    samples_per_screenshot:int=1,  # Answers to one question share its screenshot and prompt
                    mixed_precision:str="no",      # "no", "bf16" or "fp16", as the trainer's
                    step_in_backward:bool=False,   # As the trainer's
+                   accumulate:bool=False,         # The step is taken in parts of this size, their gradients are added up
                    phase:str="training",          # "training", or "acting": `samples_per_screenshot` answers to each screenshot
+                   batch:dict=None,               # What `VLMWrapper.forward` takes, instead of `image_size`, `batch_size`, `prompt`, `label` and `samples_per_screenshot`
                   )->MemoryReport:
     "The peak of one training step, or of acting, from shapes alone."
-    settings = {k: v for k, v in locals().items() if k != "model"}; settings["model"] = getattr(model, "name", model)
+    if batch: image_size, batch_size, samples_per_screenshot = to_rgb(max((p for i in batch["images"] for p in _shots(i)), key=lambda p: to_rgb(p).size)).shape[1::-1], len(batch["prompts"]), 1
+    settings = {k: v for k, v in locals().items() if k not in ("model", "batch")}; settings["model"] = getattr(model, "name", model)
     _checked(**settings)
     config, processor, own = _described(model); dtype = getattr(torch, torch_dtype)
     if use_lora is False and quantization and phase == "training": raise ValueError(f"{quantization} weights cannot be trained themselves: use_lora=True")
@@ -292,16 +337,17 @@ def predict_memory(model,                         # A Hub name of `known_models(
     with FakeTensorMode(allow_non_fake_inputs=True) as mode: net = _without_weights(config, dtype, quantization, use_lora, lora_config)
     vlm = _ready(VLMWrapper.around(net, processor, settings["model"]), freeze_vision, gradient_checkpointing)
     if device == "cuda": vlm._features.most_bytes, vlm._features.products = 0, False  # features are kept beside the GPU, and its attention is fused
-    batch = _batch(vlm, own, image_size, batch_size, prompt, label, samples_per_screenshot)
+    vlm.fast = getattr(model, "fast", True)
+    batch = batch or _batch(vlm, own, image_size, batch_size, prompt, label, samples_per_screenshot)
     for t in _held(vlm.model): tracker.track(t, "weights", True)
     shown = vlm.inputs(batch["images"][::samples_per_screenshot], batch["prompts"][::samples_per_screenshot])[0]
-    if not vlm.plain_because: [vlm._question(*vlm._ask(i, p)) for i, p in _paired(batch["images"], batch["prompts"])]  # once, before any step
+    if vlm.fast and not vlm.plain_because: [vlm._question(*vlm._ask(i, p)) for i, p in _paired(batch["images"], batch["prompts"])]  # once, before any step
     if device == "cuda" and dtype == torch.float32: [tracker.track(t, "inputs") for t in shown.values()]
     trained = [p for p in vlm.parameters() if p.requires_grad]
     with mode, tracker, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the kept features ask a fake tensor where it lies
         if phase == "acting": _act(vlm, batch, samples_per_screenshot)
-        else: _steps(vlm, batch, trained, optimizer, PRECISIONS[mixed_precision], step_in_backward, tracker, device == "cuda")
+        else: _steps(vlm, _parts(batch, accumulate), trained, optimizer, PRECISIONS[mixed_precision], step_in_backward, tracker, device == "cuda")
     return MemoryReport(tracker.peak, *tracker.peak_at, tracker.peak_by, settings)
 
 def _steps(vlm, batch, trained, optimizer, precision, step_in_backward, tracker, gpu):
@@ -319,6 +365,7 @@ def _checked(**s):
         if s.get(name, allowed[0]) not in allowed: raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {s[name]!r}{nearest(str(s[name]), [str(a) for a in allowed])}")
     for name in ("batch_size", "samples_per_screenshot"):
         if s[name] < 1: raise ValueError(f"{name} must be at least 1, got {s[name]}")
+    if s["accumulate"] and s["step_in_backward"]: raise ValueError("step_in_backward takes the whole batch at once: accumulate=False, or step_in_backward=False")
     if len(s["image_size"]) != 2 or min(s["image_size"]) < 1: raise ValueError(f"image_size is (width, height) in pixels, got {s['image_size']!r}")
     if s["batch_size"] % s["samples_per_screenshot"]: raise ValueError(f"batch_size must be a multiple of samples_per_screenshot, got {s['batch_size']} and {s['samples_per_screenshot']}")
 
@@ -327,42 +374,62 @@ def measure_memory(model,                         # "tiny:FAMILY", a folder with
                    image_size:tuple=(1280, 720), batch_size:int=1, prompt:str=None, label:str=None, use_lora:bool=True, lora_config:dict=None, freeze_vision:bool=True,
                    gradient_checkpointing:bool=True, torch_dtype:str="bfloat16", quantization:str=None, optimizer:str="adamw",
                    device:str="cpu",              # Where to measure: "cpu", or "cuda" where there is one
-                   samples_per_screenshot:int=1, mixed_precision:str="no", step_in_backward:bool=False)->MemoryReport:
+                   samples_per_screenshot:int=1, mixed_precision:str="no", step_in_backward:bool=False, accumulate:bool=False,
+                   snapshot:str=None,             # On CUDA: the file for the history of the allocations
+                  )->MemoryReport:
     "The peak of one training step, on this machine; the arguments of `predict_memory`."
-    settings = dict(locals()); _checked(**settings)
-    with _on_disk(model) as folder: vlm = VLMWrapper(folder, device, torch_dtype, use_lora, lora_config, load_in_8bit=quantization == "8bit", load_in_4bit=quantization == "4bit")
+    settings = {k: v for k, v in locals().items() if k != "snapshot"}; _checked(**settings)
+    if snapshot and device != "cuda": raise ValueError(f"a snapshot is CUDA's, got device={device!r}: leave snapshot out, or device='cuda'")
+    with _on_disk(model) as (folder, own): vlm = VLMWrapper(folder, device, torch_dtype, use_lora, lora_config, load_in_8bit=quantization == "8bit", load_in_4bit=quantization == "4bit")
     _ready(vlm, freeze_vision, gradient_checkpointing)
-    batch = _batch(vlm, model not in _facts(), image_size, batch_size, prompt, label, samples_per_screenshot)
+    batch = _parts(_batch(vlm, own, image_size, batch_size, prompt, label, samples_per_screenshot), accumulate)
     optim = make_optimizer(optimizer, [p for p in vlm.parameters() if p.requires_grad])
     def step(): training_step(vlm, batch, optim, precision=PRECISIONS[mixed_precision], step_in_backward=step_in_backward)
+    return _measured(step, vlm, optim, settings, snapshot)
+
+def _measured(step, vlm, optim, settings, snapshot=None):
+    "The peak of a step that can be taken twice."
     step(); vlm._features.forget(); gc.collect()
-    states = _tensors(list(optim.state.values()))
-    return MemoryReport(*(_peak_of_gpu(step) if vlm.device.type == "cuda" else _peak_of_cpu(step, [*_held(vlm.model), *states])), settings=settings)
+    weights, states = _bytes(_held(vlm.model)), _bytes(_tensors(list(optim.state.values())))
+    peak, phase, operation = _peak_of_gpu(step, snapshot) if vlm.device.type == "cuda" else _peak_of_cpu(step, weights + states)
+    return MemoryReport(peak, phase, operation, dict(weights=weights, optimizer=states, step=peak - weights - states), settings)
+
+def _bytes(tensors): return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 @contextmanager
 def _on_disk(model):
-    "A folder with weights; of a model that is known by its shape only, random ones in a temporary folder."
-    if model not in _facts() and model.partition(":")[0] != "tiny" and not Path(model).is_file() and (not Path(model).is_dir() or list(Path(model).glob("*.safetensors"))): yield model; return
+    "(a folder with weights, whether its tokenizer is the model's own); of a model that is known by its shape only, random ones in a temporary folder."
+    if model not in _facts() and model.partition(":")[0] != "tiny" and not Path(model).is_file() and (not Path(model).is_dir() or list(Path(model).glob("*.safetensors"))): yield model, True; return
     with tempfile.TemporaryDirectory() as folder:
-        if model == "tiny": yield "tiny"; return
-        if model.partition(":")[0] == "tiny": yield str(build_tiny(model.partition(":")[2], folder)); return
+        if model == "tiny": yield "tiny", True; return
+        if model.partition(":")[0] == "tiny": yield str(build_tiny(model.partition(":")[2], folder)), True; return
         from transformers import AutoModelForImageTextToText
-        config, processor, _ = _described(model)
+        config, processor, own = _described(model)
         AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16).save_pretrained(folder); processor.save_pretrained(folder)
-        yield folder
+        yield folder, own
 
-def _peak_of_cpu(step, held):
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would report its start and stop
-    from torch.profiler import ProfilerActivity, profile
-    stays = sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}.values())
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as p: step()
-    now = top = 0
-    for _, n in sorted((e.start_ns(), e.nbytes()) for e in p.profiler.kineto_results.events() if e.name() == "[memory]"): now += n; top = max(top, now)
-    return stays + top, "measured", "CPU allocator"
+def _peak_of_cpu(step, stays):
+    top, *at = _account(step)
+    return stays + top, *at
 
-def _peak_of_gpu(step):
-    torch.cuda.synchronize(); torch.cuda.empty_cache(); torch.cuda.reset_peak_memory_stats(); step(); torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated(), "measured", "CUDA allocator"
+def _peak_of_gpu(step, snapshot):
+    cuda = torch.cuda; cuda.synchronize(); cuda.empty_cache(); cuda.reset_peak_memory_stats()
+    cuda.memory._record_memory_history(context="alloc", stacks="python", clear_history=True)
+    try:
+        step(); cuda.synchronize()
+        if snapshot: cuda.memory._dump_snapshot(str(snapshot))
+        return cuda.max_memory_allocated(), *_at_peak(cuda.memory._snapshot()["device_traces"][cuda.current_device()])
+    finally: cuda.memory._record_memory_history(None)
+
+def _at_peak(trace):
+    "(phase, place in the code) of the peak in a history of CUDA's allocator. Autograd's own thread has no Python above it."
+    now = top = 0; frames = []
+    for e in trace:
+        now += {"alloc": e["size"], "free_requested": -e["size"]}.get(e["action"], 0)
+        if now > top: top, frames = now, e.get("frames", [])
+    names = [f["name"] for f in frames]; here = next((f for f in frames if "/torch/" not in f["filename"]), None)
+    phase = "optimizer" if any("/optim/" in f["filename"] for f in frames) else "clipping" if "clip_grad_norm_" in names else "forward" if "training_step" in names else "backward"
+    return phase, f"{Path(here['filename']).name}:{here['line']} {here['name']}" if here else "autograd"
 
 # %% ../nbs/12_memory_profiling.ipynb #f098bb03
 LEVERS = {  # what to write into the configuration -> keywords of `predict_memory`
