@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 import gc
+import inspect
 import json
 import os
 import tempfile
@@ -32,8 +33,8 @@ from .wrapper import PRECISIONS, VLMWrapper, _paired, draw, make_optimizer, skel
 
 # %% auto #0
 __all__ = ['LEVERS', 'SETTINGS', 'PeakTracker', 'MemoryReport', 'known_models', 'predict_memory', 'measure_memory',
-           'memory_levers', 'largest_batch', 'advice_lines', 'memory_advice', 'settings_of', 'check_memory',
-           'explore_memory']
+           'memory_levers', 'levers_together', 'largest_batch', 'advice_lines', 'memory_advice', 'settings_of',
+           'check_memory', 'explore_memory']
 
 # %% ../nbs/12_memory_profiling.ipynb #2ca50a7c
 _aten = torch.ops.aten
@@ -438,25 +439,58 @@ LEVERS = {  # what to write into the configuration -> keywords of `predict_memor
     "torch_dtype: bfloat16": dict(torch_dtype="bfloat16"),
     "gradient_checkpointing: true": dict(gradient_checkpointing=True),
     "freeze_vision_encoder: true": dict(freeze_vision=True),
-    "micro_batch_size: 1": dict(batch_size=1, samples_per_screenshot=1),
+    "micro_batch_size: 1": dict(batch_size=1, samples_per_screenshot=1, accumulate=True),
     "optimizer: adamw8bit": dict(optimizer="adamw8bit"),
     "step_in_backward: true": dict(step_in_backward=True),
-    "screenshots of half the width and height": dict(image_size=None),
+    "screenshots of half the width and height": {},
 }
+
+def _open(now):
+    "The levers that are not in use: name -> what changes."
+    trains, batch = now["phase"] == "training", now["batch"]; one, small = LEVERS["micro_batch_size: 1"], dict(image_size=tuple(max(28, x // 2) for x in now["image_size"]))
+    if batch: one, small = dict(batch=_largest(batch)[0], accumulate=True), dict(batch={**batch, "images": _others(batch["images"], lambda p: p[::2, ::2])})
+    there = {"use_lora: true": trains and not now["use_lora"],
+             "load_in_4bit: true": now["quantization"] != "4bit" and (now["use_lora"] or not trains),
+             "torch_dtype: bfloat16": now["torch_dtype"] == "float32" and not now["quantization"],
+             "gradient_checkpointing: true": trains and not now["gradient_checkpointing"],
+             "freeze_vision_encoder: true": trains and not now["freeze_vision"],
+             "micro_batch_size: 1": trains and (len(batch["prompts"]) if batch else now["batch_size"]) > 1 and not now["step_in_backward"],
+             "optimizer: adamw8bit": trains and now["optimizer"] == "adamw",
+             "step_in_backward: true": trains and not now["use_lora"] and not now["step_in_backward"] and not now["accumulate"] and now["mixed_precision"] != "fp16",
+             "screenshots of half the width and height": True}
+    changes = {**LEVERS, "micro_batch_size: 1": one, "screenshots of half the width and height": small}
+    return {name: changes[name] for name, is_there in there.items() if is_there}
+
+def _all(settings): return {**{k: p.default for k, p in inspect.signature(predict_memory).parameters.items() if k != "model"}, **settings}
+
+_known = {}
+def _once(model, **settings):
+    "`predict_memory`; of a known model once for each question."
+    key = repr((model, _all(settings)))
+    if not isinstance(model, str) or model not in _facts(): return predict_memory(model, **settings)
+    if key not in _known: _known[key] = predict_memory(model, **settings)
+    return _known[key]
 
 def memory_levers(model,     # What `predict_memory` takes
                   **settings # Its keywords
                  )->dict:    # Lever -> `MemoryReport`, what saves most first
     "What each lever that is not in use would leave."
-    import inspect
-    usual = {k: p.default for k, p in inspect.signature(predict_memory).parameters.items() if k != "model"}; now, out = {**usual, **settings}, {}
-    for name, change in LEVERS.items():
-        if "half" in name: change = dict(image_size=tuple(max(28, x // 2) for x in now["image_size"]))
-        if all(now[k] == v for k, v in change.items() if k not in ("optimizer", "step_in_backward", "samples_per_screenshot") or len(change) == 1): continue
-        if name.startswith("load_in_4bit") and (now["quantization"] or not now["use_lora"]) or name.startswith("torch_dtype") and now["quantization"]: continue
-        if name.startswith("step_in_backward") and (now["use_lora"] or now["batch_size"] > 1): continue
-        out[name] = predict_memory(model, **{**now, **change})
+    now = _all(settings); out = {name: _once(model, **{**now, **change}) for name, change in _open(now).items()}
     return dict(sorted(out.items(), key=lambda kv: kv[1].peak_bytes))
+
+def levers_together(model,        # What `predict_memory` takes
+                    gpu_gb:float, # GiB of the GPU
+                    order:list,   # Which levers to pull first
+                    **settings    # Its keywords
+                   )->tuple:      # (names, `MemoryReport` with all of them)
+    "Levers, one on top of the other, until it fits or none is left; smaller screenshots come last."
+    now, names, report = _all(settings), [], None
+    while (free := _open(now)) and not (report and report.fits(gpu_gb)):
+        left = [l for l in [*order, *LEVERS] if l in free and l not in names]
+        if not left: break
+        name = next((l for l in left if "half" not in l), left[0]); names.append(name)
+        now |= free[name]; report = _once(model, **now)
+    return names, report
 
 def largest_batch(model,         # What `predict_memory` takes
                   gpu_gb:float,  # GiB of the GPU
@@ -464,7 +498,7 @@ def largest_batch(model,         # What `predict_memory` takes
                  )->int:         # 0: not even one
     "The most samples at once that fit."
     settings = {k: v for k, v in settings.items() if k != "batch_size"}
-    def takes(n): return predict_memory(model, batch_size=n, **settings)
+    def takes(n): return _once(model, batch_size=n, **settings)
     one, two = takes(1), takes(2)
     if not one.fits(gpu_gb): return 0
     n = 1
@@ -477,27 +511,36 @@ def largest_batch(model,         # What `predict_memory` takes
 
 # %% ../nbs/12_memory_profiling.ipynb #583b3d83
 SETTINGS = {  # the settings that people choose from
-    "all weights, bf16, AdamW": dict(use_lora=False, freeze_vision=False),
-    "all weights, bf16, 8-bit Adam, step in backward": dict(use_lora=False, freeze_vision=False, optimizer="adamw8bit", step_in_backward=True),
+    "all weights, AdamW": dict(use_lora=False, freeze_vision=False),
+    "all weights, 8-bit Adam, step in backward": dict(use_lora=False, freeze_vision=False, optimizer="adamw8bit", step_in_backward=True),
     "LoRA, also on the tower": dict(freeze_vision=False, lora_config={"vision": True}),
+    "LoRA, frozen tower, layers not computed again": dict(gradient_checkpointing=False),
     "LoRA, frozen tower (the default)": {},
     "LoRA, frozen tower, 8-bit weights": dict(quantization="8bit"),
     "LoRA, frozen tower, 4-bit weights": dict(quantization="4bit"),
-    "acting, bf16, 8 answers to each screenshot": dict(phase="acting", batch_size=8, samples_per_screenshot=8),
+    "acting, 8 answers to each screenshot": dict(phase="acting", batch_size=8, samples_per_screenshot=8),
+    "acting, 4-bit weights": dict(phase="acting", batch_size=8, samples_per_screenshot=8, quantization="4bit"),
 }
 
 def advice_lines(model,           # What `predict_memory` takes
                  gpu_gb:float=24, # GiB of the GPU
                  image_size:tuple=(1280, 720)):
-    "What fits into a GPU, in which settings, and what each lever saves; line by line."
-    yield f"{model}, {image_size[0]}x{image_size[1]}, batch 1, layers computed again, logits at labels only; predicted, into {gpu_gb:g} GiB of which 6 % are left to the driver:"
-    def line(label, r): return f"  {label:<48} {r.size:>12}  {'fits' if r.fits(gpu_gb) else 'does not fit'}"
-    for label, keywords in SETTINGS.items(): yield line(label, predict_memory(model, image_size, **keywords))
-    default = predict_memory(model, image_size); best = {} if default.fits(gpu_gb) else dict(quantization="4bit")
-    n = largest_batch(model, gpu_gb, image_size=image_size, **best)
-    yield f"  largest micro batch, LoRA, frozen tower{', 4-bit weights' if best else ''}: {n}" + ("" if n else "; take a smaller model or smaller screenshots")
-    yield "From the default, what each lever would leave:"
-    for label, r in memory_levers(model, image_size=image_size).items(): yield line(label, r)
+    "What fits into a GPU, in which settings, what each lever saves, and what to write; line by line."
+    if not gpu_gb > 0: raise ValueError(f"a GPU has more than 0 GiB, got {gpu_gb:g}")
+    size = tuple(image_size); default = _once(model, image_size=size)
+    def line(label, r, more=""): return f"  {label:<46} {r.size:>11}  {'fits' if r.fits(gpu_gb) else 'does not fit'}{more}"
+    yield f"{model} into {gpu_gb:g} GiB, of which 6 % are left to the driver. Predicted peak, one screenshot of {size[0]}x{size[1]}, weights in bfloat16, layers computed again, logits at the labels only:"
+    for label, keywords in SETTINGS.items(): yield line(label, _once(model, image_size=size, **keywords))
+    yield "From the default, each lever by itself:"
+    for label, r in memory_levers(model, image_size=size).items(): yield line(label, r, f", saves {_size(default.peak_bytes - r.peak_bytes)}")
+    yield _advice(model, gpu_gb, size, default)
+
+def _advice(model, gpu_gb, size, default):
+    large = default.by_category["weights"] > 12 * 2**30  # 7 billion weights of two bytes
+    for words, how in [("", {})][large:] + [(", load_in_4bit: true", dict(quantization="4bit"))]:
+        if n := largest_batch(model, gpu_gb, image_size=size, **how): return f"Write: use_lora: true, freeze_vision_encoder: true{words}; {n} sample{'s' * (n > 1)} at once (micro_batch_size) fit."
+    names, r = levers_together(model, gpu_gb, ["load_in_4bit: true"], image_size=size)
+    return f"Not even 4-bit weights with LoRA and a frozen tower fit. With {', '.join(names)} it is {r.size}{': that fits' if r.fits(gpu_gb) else '; take a smaller model'}."
 
 def memory_advice(model, gpu_gb:float=24, image_size:tuple=(1280, 720))->str:
     "`advice_lines` as one text."
@@ -515,17 +558,18 @@ def settings_of(vlm # A `VLMWrapper`
 def check_memory(vlm,            # A `VLMWrapper`
                  batch:dict,     # What `VLMWrapper.forward` takes: the samples that are in memory at once
                  gpu_gb:float,   # GiB that there are
-                 **trainer       # `optimizer`, `mixed_precision`, `step_in_backward`
+                 **trainer       # `optimizer`, `mixed_precision`, `step_in_backward`, `accumulate`
                 )->MemoryReport:
     "The prediction for a batch; an error that says what to change where it does not fit."
-    shots = [i[-1] if isinstance(i, (list, tuple)) else i for i in batch["images"]]
-    size = max((np.asarray(s).shape[1::-1] for s in shots), key=lambda s: s[0] * s[1]); n, different = len(shots), len({id(s) for s in shots})
-    labels = [vlm.label_ids(l) for l in batch["labels"]]
-    how = dict(settings_of(vlm), image_size=tuple(size), batch_size=n, samples_per_screenshot=n // different if n % different == 0 else 1, prompt=max(batch["prompts"], key=len), label=max(labels, key=len), **trainer)
-    report = predict_memory(vlm, **how)
+    how = dict(settings_of(vlm), batch=batch, **trainer); report = predict_memory(vlm, **how)
     if report.fits(gpu_gb): return report
-    helps = [f"{lever} ({r.size}, {'fits' if r.fits(gpu_gb) else 'not enough alone'})" for lever, r in memory_levers(vlm, **how).items() if r.peak_bytes < report.peak_bytes]
-    raise torch.OutOfMemoryError(f"a step of {vlm.name} on {n} sample{'s' * (n > 1)} of {size[0]}x{size[1]} takes {report.size} at its peak ({report.peak_at}), of {_size(gpu_gb * 2**30)} that there are; nothing was trained. What would help: {'; '.join(helps)}")
+    helps = {lever: r for lever, r in memory_levers(vlm, **how).items() if r.peak_bytes < report.peak_bytes}
+    said = "; ".join(f"{lever} ({r.size}, {'fits' if r.fits(gpu_gb) else 'not enough alone'})" for lever, r in helps.items())
+    if not any(r.fits(gpu_gb) for r in helps.values()):
+        names, r = levers_together(vlm, gpu_gb, list(helps), **how)
+        said += f"; together {', '.join(names)} ({r.size}, {'fits' if r.fits(gpu_gb) else 'still too much: take a smaller model'})"
+    (w, h), n = report.settings["image_size"], report.settings["batch_size"]
+    raise torch.OutOfMemoryError(f"a step of {vlm.name} on {n} sample{'s' * (n > 1)} of {w}x{h} takes {report.size} at its peak ({report.peak_at}), of {_size(gpu_gb * 2**30)} that there are, 6 % of them for the driver; nothing was trained. What would help: {said}")
 
 # %% ../nbs/12_memory_profiling.ipynb #e110ecda
 def explore_memory(gpu_gb:float=24 # GiB of the GPU

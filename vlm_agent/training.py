@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -220,7 +221,7 @@ class Trainer:
         self.optimizer = make_optimizer(optimizer, self.parameters, learning_rate, betas, weight_decay)
         self.step_in_backward = step_in_backward
         if step_in_backward and (micro_batch_size or mixed_precision == "fp16" or self.accelerator.num_processes > 1): raise ValueError("step_in_backward=True takes the whole batch at once, in one process and without the scaling of fp16: leave micro_batch_size out, or mixed_precision='fp16', or start one process")
-        self.memory_gb, self.predicted = memory_gb, None
+        self.memory_gb, self.predicted, self._foreseen = memory_gb, None, 0
         self.tokens_of_text = lru_cache(65536)(lambda text: len(model.label_ids(text)))
         self.step = 0
 
@@ -236,7 +237,7 @@ def fit(self:Trainer,
     "Take `steps` optimizer steps on `samples`; nothing happens if there are none."
     if not samples: return
     if batch_size < (n := self.accelerator.num_processes): raise ValueError(f"batch_size is over all processes and must be at least one sample for each of the {n}, got {batch_size}")
-    if self.predicted is None and (room := self.memory_gb or _room(self.model.device)): self.predicted = self._foresee(samples[:self.micro_batch_size or -(-batch_size // n)], room)
+    if room := self.memory_gb or _room(self.model.device): self._foresee(samples, -(-batch_size // n), room)
     torch.manual_seed(int.from_bytes(seed.encode()[-7:], "big"))  # dropout
     for i, batch in enumerate(batches(samples, batch_size, steps, seed)):
         start = time.perf_counter()
@@ -250,11 +251,25 @@ def _room(device):
     "GiB that a GPU has for us."
     return (torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)) / 2**30 if device.type == "cuda" else None
 
+def _largest(samples, n):
+    "(the n samples that take most memory together, a measure of them): large screenshots and long texts, each question once before any comes twice."
+    def size(s):
+        p = s.trajectory.steps[s.step].prediction; shown = {t.observation.image: t.observation for t in s.trajectory.steps if t.observation.image in p.images}
+        return sum(math.prod(o.size) for o in shown.values()) + len(p.prompt) + len(label_of(s))
+    again = Counter()
+    def turn(one): p = one[1].trajectory.steps[one[1].step].prediction; again[p.images, p.prompt] += 1; return again[p.images, p.prompt]
+    sized = sorted(((size(s), s) for s in samples), key=lambda one: -one[0]) * -(-n // len(samples))  # a small selection fills a batch by coming again
+    chosen = sorted(sized, key=turn)[:n]
+    return [s for _, s in chosen], sum(size for size, _ in chosen)
+
 @patch
-def _foresee(self:Trainer, samples, room):
-    "The peak of a step on these samples; an error that says what to change where it does not fit."
+def _foresee(self:Trainer, samples, share, room):
+    "The peak of a step on the largest of these samples, where there are larger ones than before; an error that says what to change where it does not fit."
     from vlm_agent.memory import check_memory
-    return check_memory(self.model, as_batch(samples), room, optimizer=self.optimizer_name, step_in_backward=self.step_in_backward, mixed_precision=next(k for k, v in PRECISIONS.items() if v == self.precision))
+    n = min(share, self.micro_batch_size or share)
+    largest, size = _largest(samples, n)
+    if size <= self._foreseen: return
+    self._foreseen, self.predicted = size, check_memory(self.model, as_batch(largest), room, accumulate=n < share, optimizer=self.optimizer_name, step_in_backward=self.step_in_backward, mixed_precision=next(k for k, v in PRECISIONS.items() if v == self.precision))
 
 @patch
 def _step(self:Trainer, batch):
