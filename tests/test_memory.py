@@ -12,7 +12,7 @@ from conftest import ROOT
 
 from vlm_agent import VLMWrapper, wrapper
 from vlm_agent.core import Observation, Prediction, Step, Task, Trajectory
-from vlm_agent.memory import PeakTracker, _batch, _facts, check_memory, known_models, predict_memory, settings_of, skeleton
+from vlm_agent.memory import PeakTracker, _batch, _facts, _measured, _parts, check_memory, known_models, predict_memory, settings_of, skeleton
 from vlm_agent.rejection_sampling import Sample
 from vlm_agent.training import Trainer
 
@@ -21,23 +21,34 @@ FULL = dict(use_lora=False, freeze_vision=False)
 
 # The same step
 
-def line(f, out): return f.name().partition("::")[2], tuple(tuple(o.shape) for o in tree_leaves(out) if isinstance(o, torch.Tensor))
+def line(f, out):
+    made = [o for o in tree_leaves(out) if isinstance(o, torch.Tensor)]
+    return f.name().partition("::")[2], tuple(tuple(o.shape) for o in made), str(made[0].dtype) if made else ""  # the statistics of a norm have another type on a GPU, and on fake tensors
 
 class Watch(TorchDispatchMode):
-    "Every operation on real tensors, and the shapes that came of it."
+    "Every operation on real tensors, and the shapes and types that came of it."
     def __init__(self): super().__init__(); self.lines = []
     def __torch_dispatch__(self, f, types, args=(), kwargs=None):
         out = f(*args, **(kwargs or {})); self.lines.append(line(f, out)); return out
 
 
-def trained(vlm, batch, **trainer):
-    "The operations of a step of the trainer."
+def fitting(vlm, batch, **trainer):
+    "A step of the trainer on these samples, to be taken."
     samples = []
     for i, (picture, prompt, label) in enumerate(zip(batch["images"], batch["prompts"], batch["labels"])):
         o = Observation(picture, "goal"); samples.append(Sample(Trajectory(Task("toy/click-button", i), [Step(o, Prediction("", tuple(label), prompt, (o.image,)))], "success", 1.0, o), 0))
-    t = Trainer(vlm, learning_rate=1e-4, **trainer); t.fit(samples, 1, len(samples)); vlm._features.forget()
-    with Watch() as w: t.fit(samples, 1, len(samples))
-    return w.lines
+    t = Trainer(vlm, learning_rate=1e-4, **trainer)
+    return t, lambda: t.fit(samples, 1, len(samples))
+
+
+def set_up(family, how):
+    "(model, a batch for the whole step, keywords of the trainer) of keywords of `predict_memory`."
+    vlm = VLMWrapper(f"tiny:{family}", device="cpu", use_lora=how.get("use_lora", True), torch_dtype=how.get("torch_dtype", "float32"), load_in_4bit=how.get("quantization") == "4bit")
+    if how.get("freeze_vision", True): vlm.freeze_vision_encoder()
+    if how.get("gradient_checkpointing", True): vlm.gradient_checkpointing_enable()
+    n = how.get("batch_size", 1); batch = _batch(vlm, True, how["image_size"], n, None, None, how.get("samples_per_screenshot", 1))
+    if how.get("accumulate"): first, second = _parts(batch, True); batch = {k: first[k] + second[k] for k in first}
+    return vlm, batch, {**{k: how[k] for k in ("step_in_backward", "mixed_precision", "optimizer") if k in how}, **({"micro_batch_size": n} if how.get("accumulate") else {})}
 
 
 def predicted(monkeypatch, family, **how):
@@ -45,7 +56,7 @@ def predicted(monkeypatch, family, **how):
     lines, dispatch, restart = [], PeakTracker.__torch_dispatch__, PeakTracker.restart
     def watched(self, f, types, args=(), kwargs=None): out = dispatch(self, f, types, args, kwargs); lines.append(line(f, out)); return out
     monkeypatch.setattr(PeakTracker, "__torch_dispatch__", watched); monkeypatch.setattr(PeakTracker, "restart", lambda self: (lines.clear(), restart(self)))
-    predict_memory(f"tiny:{family}", device="cpu", torch_dtype="float32", **how)
+    predict_memory(f"tiny:{family}", device="cpu", **{"torch_dtype": "float32", **how})
     return lines
 
 
@@ -54,16 +65,26 @@ def arithmetic(lines):
     return [l for l in lines if l[1] and l[0].split(".")[0] not in {"detach", "alias", "view", "t", "transpose", "_local_scalar_dense", "lift_fresh", "_unsafe_view", "_foreach_norm", "linalg_vector_norm", "_foreach_mul_", "mul_"}]
 
 
-@pytest.mark.parametrize("family, how", [("qwen2_vl", {}), ("qwen2_vl", dict(batch_size=4, samples_per_screenshot=2)), ("llava", dict(gradient_checkpointing=False, **FULL)), ("florence2", dict(batch_size=2)), ("paligemma", dict(step_in_backward=True, **FULL)), ("qwen3_vl", dict(mixed_precision="bf16"))])
+SAME = [("qwen2_vl", {}), ("qwen2_vl", dict(batch_size=4, samples_per_screenshot=2)), ("qwen2_vl", dict(torch_dtype="bfloat16", accumulate=True)), ("llava", dict(gradient_checkpointing=False, **FULL)),
+        ("florence2", dict(batch_size=2)), ("paligemma", dict(step_in_backward=True, **FULL)), ("qwen3_vl", dict(mixed_precision="bf16")), ("llava", dict(optimizer="adamw8bit", torch_dtype="bfloat16", **FULL))]
+
+@pytest.mark.parametrize("family, how", SAME)
 def test_the_predicted_step_is_the_trainers(monkeypatch, family, how):
-    "Operation by operation. Whatever one of them does and the other does not, turns this red."
-    vlm = VLMWrapper(f"tiny:{family}", device="cpu", use_lora=how.get("use_lora", True))
-    if how.get("freeze_vision", True): vlm.freeze_vision_encoder()
-    if how.get("gradient_checkpointing", True): vlm.gradient_checkpointing_enable()
-    batch = _batch(vlm, True, (160, 210), how.get("batch_size", 1), None, None, how.get("samples_per_screenshot", 1))
-    real = arithmetic(trained(vlm, batch, **{k: how[k] for k in ("step_in_backward", "mixed_precision") if k in how}))
-    fake = arithmetic(predicted(monkeypatch, family, image_size=(160, 210), **how))
+    "Operation by operation, with shapes and types. Whatever one of them does and the other does not, turns this red."
+    how = dict(image_size=(160, 210), **how); vlm, batch, trainer = set_up(family, how)
+    _, fit = fitting(vlm, batch, **trainer); fit(); vlm._features.forget()
+    with Watch() as w: fit()
+    real, fake = arithmetic(w.lines), arithmetic(predicted(monkeypatch, family, **how))
     assert len(real) > 300 and fake == real
+
+
+@pytest.mark.parametrize("family, how", [*SAME, ("qwen2_vl", dict(quantization="4bit", torch_dtype="bfloat16")), ("llava", dict(mixed_precision="fp16")), ("qwen2_vl", dict(batch_size=2, accumulate=True, **FULL))])
+def test_the_trainers_step_takes_what_is_predicted(family, how):
+    "By the allocator: also what stays alive without an operation of its own turns this red."
+    how = dict(image_size=(320, 240), device="cpu", **{"torch_dtype": "float32", **how}); vlm, batch, trainer = set_up(family, how)
+    t, fit = fitting(vlm, batch, **trainer)
+    real, foreseen = _measured(fit, vlm, t.optimizer, {}), predict_memory(f"tiny:{family}", **how)
+    assert abs(foreseen.peak_bytes / real.peak_bytes - 1) < 0.006 and foreseen.phase == real.phase, f"{foreseen}; measured {real}"
 
 
 def test_a_step_that_does_more_is_seen(monkeypatch):

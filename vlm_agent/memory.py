@@ -290,7 +290,7 @@ def _others(images, change):
     def other(p): return done.setdefault(id(p), change(to_rgb(p)))
     return [[other(p) for p in i] if isinstance(i, (list, tuple)) else other(i) for i in images]
 
-def _parts(batch, accumulate): return [batch, {**batch, "images": _others(batch["images"], lambda p: 255 - p)}] if accumulate else batch
+def _parts(batch, accumulate): return [batch, {**batch, "images": _others(batch["images"], lambda p: 255 - p)}] if accumulate else [batch]
 
 def _ready(vlm, freeze_vision, gradient_checkpointing):
     if freeze_vision: vlm.freeze_vision_encoder()
@@ -339,16 +339,17 @@ def predict_memory(model,                         # A Hub name of `known_models(
     vlm = _ready(VLMWrapper.around(net, processor, settings["model"]), freeze_vision, gradient_checkpointing)
     if device == "cuda": vlm._features.most_bytes, vlm._features.products = 0, False  # features are kept beside the GPU, and its attention is fused
     vlm.fast = getattr(model, "fast", True)
-    batch = batch or _batch(vlm, own, image_size, batch_size, prompt, label, samples_per_screenshot)
+    batch = batch or _batch(vlm, own, image_size, batch_size, prompt, label, samples_per_screenshot); parts = _parts(batch, accumulate)
     for t in _held(vlm.model): tracker.track(t, "weights", True)
     shown = vlm.inputs(batch["images"][::samples_per_screenshot], batch["prompts"][::samples_per_screenshot])[0]
-    if vlm.fast and not vlm.plain_because: [vlm._question(*vlm._ask(i, p)) for i, p in _paired(batch["images"], batch["prompts"])]  # once, before any step
+    asked = [vlm._ask(i, p) for part in parts for i, p in _paired(part["images"], part["prompts"])]  # prepared before any step
+    if vlm.fast and not vlm.plain_because: [vlm._question(*a) for a in asked]
     if device == "cuda" and dtype == torch.float32: [tracker.track(t, "inputs") for t in shown.values()]
     trained = [p for p in vlm.parameters() if p.requires_grad]
     with mode, tracker, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the kept features ask a fake tensor where it lies
         if phase == "acting": _act(vlm, batch, samples_per_screenshot)
-        else: _steps(vlm, _parts(batch, accumulate), trained, optimizer, PRECISIONS[mixed_precision], step_in_backward, tracker, device == "cuda")
+        else: _steps(vlm, parts, trained, optimizer, PRECISIONS[mixed_precision], step_in_backward, tracker, device == "cuda")
     return MemoryReport(tracker.peak, *tracker.peak_at, tracker.peak_by, settings)
 
 def _steps(vlm, batch, trained, optimizer, precision, step_in_backward, tracker, gpu):
