@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import platform
+import sys
 import tempfile
 import time
 import warnings
@@ -34,14 +35,23 @@ SETTINGS = {
     "LoRA, frozen tower, bf16, no checkpointing": dict(gradient_checkpointing=False),
     "LoRA, 4-bit": dict(quantization="4bit"),
     "LoRA, 4-bit, batch 4 on one screenshot": dict(quantization="4bit", batch_size=4, samples_per_screenshot=4),
-    "LoRA, trained tower, fp32, batch 4": dict(torch_dtype="float32", freeze_vision=False, batch_size=4),
+    "LoRA, 8-bit": dict(quantization="8bit"),
+    "LoRA, also on the tower, fp32, batch 4": dict(torch_dtype="float32", freeze_vision=False, lora_config={"vision": True}, batch_size=4),
     "full, fp32": dict(torch_dtype="float32", **FULL),
     "full, bf16, batch 4": dict(batch_size=4, **FULL),
     "full, fp32 weights, bf16 mixed": dict(torch_dtype="float32", mixed_precision="bf16", **FULL),
+    "full, bf16, batch 2 in parts, 8-bit Adam": dict(batch_size=2, accumulate=True, optimizer="adamw8bit", **FULL),
     "full, bf16, stepping in the backward pass": dict(step_in_backward=True, **FULL),
 }
 TEXT = dict(hidden_size=512, intermediate_size=1536, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=4)
 VISION = dict(hidden_size=256, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=8)
+
+
+def machine():
+    "Cores and processor; with AMX oneDNN takes scratch space of its own."
+    said = dict(l.split(":", 1) for l in Path("/proc/cpuinfo").read_text().splitlines() if ":" in l) if Path("/proc/cpuinfo").exists() else {}
+    said = {k.strip(): v.strip() for k, v in said.items()}
+    return f"{os.cpu_count()} cores, {said.get('model name', platform.machine())}" + (", AMX" if "amx_bf16" in said.get("flags", "") else ", AVX512-BF16" if "avx512_bf16" in said.get("flags", "") else "")
 
 
 def larger(family):
@@ -86,7 +96,7 @@ def main():
     errors = [abs(r["error"]) for r in rows]
     said = dict(configurations=len(rows), families=len({r["family"] for r in rows}), mean_error=sum(errors) / len(errors), worst_error=max(errors))
     print(said)
-    if a.out: a.out.write_text(json.dumps(dict(command="python benchmarks/memory_check.py", date=str(date.today()), machine=f"{os.cpu_count()} cores, {platform.machine()}", torch=torch.__version__, **said, rows=rows), indent=1) + "\n")
+    if a.out: a.out.write_text(json.dumps(dict(command=f"python benchmarks/memory_check.py {' '.join(sys.argv[1:])}", date=str(date.today()), machine=machine(), torch=torch.__version__, **said, rows=rows), indent=1) + "\n")
 
 
 if __name__ == "__main__": main()

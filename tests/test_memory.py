@@ -122,7 +122,7 @@ def test_every_known_model_is_predicted(name):
 
 
 @pytest.mark.slow
-def test_66_configurations_against_the_allocator(tmp_path):
+def test_many_configurations_against_the_allocator(tmp_path):
     r = subprocess.run([sys.executable, str(ROOT/"benchmarks"/"memory_check.py"), "--out", str(tmp_path/"out.json")], capture_output=True, text=True, cwd=ROOT); assert r.returncode == 0, r.stderr[-2000:]
     said = json.loads((tmp_path/"out.json").read_text())
     assert said["configurations"] >= 24 and said["families"] >= 4 and said["mean_error"] <= 0.005 and said["worst_error"] <= 0.02

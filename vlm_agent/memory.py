@@ -121,6 +121,7 @@ def _in_steps(f, args):
     if name == "int8_vectorwise_quant": return (lambda A, threshold: f(A, 0.0)) if args[1:] and args[1] else None  # no outliers
     return dict(gemm_4bit=_gemm_4bit_default_impl, int8_mixed_scaled_mm=mixed, int8_scaled_mm=scaled).get(name)
 
+# %% ../nbs/12_memory_profiling.ipynb #f27a9d41
 _MIXES = ("add", "sub", "mul", "div", "where")
 _PRODUCTS, _CONVOLUTIONS = ("mm", "addmm", "bmm", "baddbmm", "linear"), ("convolution", "convolution_backward")
 
@@ -149,6 +150,8 @@ def _scratch(f, *forms):
         given = list(map(made, forms)); out = []
         return _account(lambda: out.append(f(*given)))[0] - sum(t.untyped_storage().nbytes() for t in _tensors(out))
 
+_FORWARD = "forward of a wrapper"
+
 def _account(run):
     "(the most that is allocated at once while it runs, by the CPU allocator's own account, and the phase and operation then)"
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would report its start and stop
@@ -161,7 +164,7 @@ def _account(run):
     begun = sorted((e.start_ns(), e.name(), e.start_ns() + e.duration_ns()) for e in events if e.name() != "[memory]" and e.start_ns() <= when)
     names = [name for _, name, end in begun if end >= when]
     def seen(start, names): return any(name.startswith(start) for name in names)
-    phase = "optimizer" if seen("Optimizer.step", names) else "backward" if seen("autograd::engine", names) else "clipping" if seen("autograd::engine", (name for _, name, _ in begun)) else "forward"
+    phase = "optimizer" if seen("Optimizer.step", names) else "backward" if seen("autograd::engine", names) else "forward" if _FORWARD in names else "clipping" if seen("autograd::engine", (name for _, name, _ in begun)) else "forward"
     return top, phase, next((name.replace("::", ".") for name in reversed(names) if name.startswith("aten::")), "")
 
 # %% ../nbs/12_memory_profiling.ipynb #e578fd8d
@@ -359,7 +362,7 @@ def _steps(vlm, batch, trained, optimizer, precision, step_in_backward, tracker,
     for p in trained: p.grad = torch.empty_like(p)
     optim.step(); optim.zero_grad()
     for t in _tensors(list(optim.state.values())): tracker.track(t, "optimizer", True)
-    tracker.restart()
+    vlm.register_forward_pre_hook(lambda *_: setattr(tracker, "went_back", False)); tracker.restart()  # a later part begins anew
     training_step(vlm, batch, optim, precision=precision, step_in_backward=step_in_backward)
 
 def _checked(**s):
@@ -391,6 +394,8 @@ def measure_memory(model,                         # "tiny:FAMILY", a folder with
 
 def _measured(step, vlm, optim, settings, snapshot=None):
     "The peak of a step that can be taken twice."
+    mark = torch.profiler.record_function(_FORWARD)
+    vlm.register_forward_pre_hook(lambda *_: mark.__enter__() and None); vlm.register_forward_hook(lambda *_: mark.__exit__(None, None, None), always_call=True)
     step(); vlm._features.forget(); gc.collect()
     weights, states = _bytes(_held(vlm.model)), _bytes(_tensors(list(optim.state.values())))
     peak, phase, operation = _peak_of_gpu(step, snapshot) if vlm.device.type == "cuda" else _peak_of_cpu(step, weights + states)
@@ -423,6 +428,7 @@ def _peak_of_gpu(step, snapshot):
         return cuda.max_memory_allocated(), *_at_peak(cuda.memory._snapshot()["device_traces"][cuda.current_device()])
     finally: cuda.memory._record_memory_history(None)
 
+# %% ../nbs/12_memory_profiling.ipynb #b4e81f60
 def _at_peak(trace):
     "(phase, place in the code) of the peak in a history of CUDA's allocator. Autograd's own thread has no Python above it."
     now = top = 0; frames = []
@@ -446,7 +452,7 @@ LEVERS = {  # what to write into the configuration -> keywords of `predict_memor
     "screenshots of half the width and height": {},
 }
 
-def _open(now):
+def _unused(now):
     "The levers that are not in use: name -> what changes."
     trains, batch = now["phase"] == "training", now["batch"]; one, small = LEVERS["micro_batch_size: 1"], dict(image_size=tuple(max(28, x // 2) for x in now["image_size"]))
     if batch: one, small = dict(batch=_largest(batch)[0], accumulate=True), dict(batch={**batch, "images": _others(batch["images"], lambda p: p[::2, ::2])})
@@ -476,9 +482,10 @@ def memory_levers(model,     # What `predict_memory` takes
                   **settings # Its keywords
                  )->dict:    # Lever -> `MemoryReport`, what saves most first
     "What each lever that is not in use would leave."
-    now = _all(settings); out = {name: _once(model, **{**now, **change}) for name, change in _open(now).items()}
+    now = _all(settings); out = {name: _once(model, **{**now, **change}) for name, change in _unused(now).items()}
     return dict(sorted(out.items(), key=lambda kv: kv[1].peak_bytes))
 
+# %% ../nbs/12_memory_profiling.ipynb #d95b6e02
 def levers_together(model,        # What `predict_memory` takes
                     gpu_gb:float, # GiB of the GPU
                     order:list,   # Which levers to pull first
@@ -486,13 +493,14 @@ def levers_together(model,        # What `predict_memory` takes
                    )->tuple:      # (names, `MemoryReport` with all of them)
     "Levers, one on top of the other, until it fits or none is left; smaller screenshots come last."
     now, names, report = _all(settings), [], None
-    while (free := _open(now)) and not (report and report.fits(gpu_gb)):
+    while (free := _unused(now)) and not (report and report.fits(gpu_gb)):
         left = [l for l in [*order, *LEVERS] if l in free and l not in names]
         if not left: break
         name = next((l for l in left if "half" not in l), left[0]); names.append(name)
         now |= free[name]; report = _once(model, **now)
     return names, report
 
+# %% ../nbs/12_memory_profiling.ipynb #2e50b7f3
 def largest_batch(model,         # What `predict_memory` takes
                   gpu_gb:float,  # GiB of the GPU
                   **settings     # Its other keywords
