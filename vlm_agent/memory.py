@@ -131,12 +131,12 @@ def _workspace(f, args, block):
     if gpu and "flash_attention" in name and "backward" in name:  # sums in float32, rows and heads rounded up
         q, k = args[1], args[2]; b, h, s, d = q.shape; rows, width = -(-s // 128) * 128, -(-d // 32) * 32
         return b * h * rows * (width + 1) * 4 + (2 * b * h * s * d * 2 if k.shape[1] != h else 0)
-    if not gpu and name.startswith("bitsandbytes.optimizer_update_8bit"): return 20 * args[2].numel()  # written in Python there: five copies in float32
-    if not gpu and f.__name__.split(".")[0].rstrip("_") in _MIXES:
+    if not gpu and name.startswith("bitsandbytes.optimizer_update_8bit"): return (20 if args[2].dtype == torch.float32 else 24) * args[2].numel()  # written in Python there: five copies in float32, and one of weights in another type
+    kind = f.__name__.split(".")[0]
+    if not gpu and kind.rstrip("_") in _MIXES:
         floats = [x for x in args if isinstance(x, torch.Tensor) and x.dim() and x.is_floating_point()]
         widest = max((x.itemsize for x in floats), default=0)
-        return sum(x.numel() * widest for x in floats if x.itemsize < widest)
-    kind = f.__name__.split(".")[0]
+        return sum(x.numel() * widest for x in [*floats, *floats[:kind.endswith("_")]] if x.itemsize < widest)  # in place: one copy to read, one to write
     if not gpu and (kind in _CONVOLUTIONS or kind in _PRODUCTS and args[0].itemsize == 2): return _scratch(f, *map(_form, args))
     return 0
 
