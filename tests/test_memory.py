@@ -137,7 +137,23 @@ def test_the_trainer_says_what_to_change_before_it_trains():
     with pytest.raises(torch.OutOfMemoryError, match="nothing was trained. What would help: .*gradient_checkpointing: true.*micro_batch_size: 1"): Trainer(vlm, memory_gb=0.003).fit(samples, 1, 4)
     assert all(torch.equal(p, before[n]) for n, p in vlm.named_parameters())
     roomy = Trainer(vlm, memory_gb=1); roomy.fit(samples, 1, 4)
-    assert roomy.predicted.settings["batch_size"] == 4 and roomy.step == 1
+    assert roomy.predicted.settings["batch_size"] == 4 and not roomy.predicted.settings["accumulate"] and roomy.step == 1
+    parts = Trainer(vlm, memory_gb=1, micro_batch_size=2); parts.fit(samples, 1, 4)
+    assert parts.predicted.settings["batch_size"] == 2 and parts.predicted.settings["accumulate"]
+
+
+def test_the_trainer_asks_about_the_largest_batch_that_may_come():
+    vlm = VLMWrapper("tiny:qwen2_vl", device="cpu", use_lora=True).freeze_vision_encoder(); pictures = _batch(vlm, True, (160, 210), 4, None, None, 1)["images"]; large = _batch(vlm, True, (320, 420), 1, None, None, 1)["images"][0]
+    def sample(*shown, answers="click(12, 4)"):
+        seen = [Observation(p, "goal") for p in shown]
+        return Sample(Trajectory(Task("toy/click-button", 0), [*(Step(o, Prediction("")) for o in seen[:-1]), Step(seen[-1], Prediction(answers, prompt="Click", images=tuple(o.image for o in seen)))], "success", 1.0, seen[-1]), len(shown) - 1)
+    few = [sample(p) for p in pictures]; t = Trainer(vlm, memory_gb=1)
+    t.fit(few, 1, 1); first = t.predicted
+    t.fit(few, 1, 1); assert t.predicted is first  # asked and answered
+    t.fit([*few, sample(large)], 1, 1); assert t.predicted.settings["image_size"] == (320, 420) and t.predicted.peak_bytes > first.peak_bytes
+    t.fit([*few, sample(*pictures, large)], 1, 1); assert t.predicted.peak_bytes > 1.2 * first.peak_bytes  # a history
+    same, different = Trainer(vlm, memory_gb=1), Trainer(vlm, memory_gb=1); same.fit([few[0]] * 2, 1, 2); different.fit([few[0], few[0], few[1]], 1, 2)
+    assert different.predicted.peak_bytes > same.predicted.peak_bytes  # two answers to one question share it; two questions may come as well
 
 
 def test_a_loaded_model_is_described_as_it_is():
