@@ -332,7 +332,9 @@ def predict_memory(model,                         # A Hub name of `known_models(
                    batch:dict=None,               # What `VLMWrapper.forward` takes, instead of `image_size`, `batch_size`, `prompt`, `label` and `samples_per_screenshot`
                   )->MemoryReport:
     "The peak of one training step, or of acting, from shapes alone."
-    if batch: image_size, batch_size, samples_per_screenshot = to_rgb(max((p for i in batch["images"] for p in _shots(i)), key=lambda p: to_rgb(p).size)).shape[1::-1], len(batch["prompts"]), 1
+    if batch:
+        shown = [to_rgb(p).shape[1::-1] for i in batch["images"] for p in _shots(i)]
+        image_size, batch_size, samples_per_screenshot = max(shown, key=lambda size: size[0] * size[1], default=image_size), len(batch["prompts"]), 1
     settings = {k: v for k, v in locals().items() if k not in ("model", "batch")}; settings["model"] = getattr(model, "name", model)
     _checked(**settings)
     config, processor, own = _described(model); dtype = getattr(torch, torch_dtype)
