@@ -50,25 +50,26 @@ class Patches:
 
     def __call__(self, pictures:list, # uint8 (H, W, 3)
                  text:str,            # With the template around it: one image token for each picture
-                )->dict:              # Inputs of the model, a batch of one; None: the processor has to be asked
+                )->dict:              # Inputs of the model, a batch of one, pixels as bytes (see `floats`); None: the processor has to be asked
         if not self.known or not pictures or text.count(self.stands) != len(pictures): return None
         ip, tok = self.processor.image_processor, self.processor.tokenizer
-        if (now := str(ip.to_dict())) != self.settings: self.settings, self.table = now, _levels(ip)
+        if (now := str(vars(ip))) != self.settings: self.settings, self.table = now, _levels(ip)
         if self.table is None: return None
         sized = [_sized(ip, a) for a in pictures]
         if any(a is None for a in sized): return None
         grids = torch.tensor([[1, a.shape[0] // ip.patch_size, a.shape[1] // ip.patch_size] for a in sized])
-        first, *rest = text.split(self.stands)
-        made = [torch.from_numpy(self._looked_up(_cut(ip, a), ip.temporal_patch_size)) for a in sized]
-        ids = tok(first + "".join(self.stands * n + piece for n, piece in zip((grids.prod(-1) // ip.merge_size**2).tolist(), rest)), return_tensors="pt").input_ids
-        return dict(input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=(ids == tok.convert_tokens_to_ids(self.stands)).long(),
-                    pixel_values=torch.cat(made) if len(made) > 1 else made[0], image_grid_thw=grids)
+        made = [torch.from_numpy(_cut(ip, a)) for a in sized]
+        ids = tok(text, return_tensors="pt").input_ids[0]; image = ids == tok.convert_tokens_to_ids(self.stands)
+        if image.sum() != len(sized): return None
+        often = torch.ones_like(ids); often[image] = grids.prod(-1) // ip.merge_size**2
+        ids, image = ids.repeat_interleave(often)[None], image.repeat_interleave(often)[None]
+        return dict(input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=image.long(), pixel_values=torch.cat(made) if len(made) > 1 else made[0], image_grid_thw=grids)
 
-    def _looked_up(self, patches, frames):
-        "Bytes (N, 3, p * p) to floats (N, 3 * frames * p * p); a picture is a film that stands still."
-        out = np.empty((len(patches), 3, frames, patches.shape[2]), np.float32)
-        for c in range(3): out[:, c] = self.table[c][patches[:, c]][:, None]
-        return out.reshape(len(patches), -1)
+    def floats(self, patches):
+        "Bytes (N, 3, p * p) to what the model takes: (N, 3 * frames * p * p); a picture is a film that stands still."
+        out = np.empty((len(patches), 3, self.processor.image_processor.temporal_patch_size, patches.shape[2]), np.float32)
+        for c in range(3): out[:, c] = np.take(self.table[c], patches[:, c], mode="clip")[:, None]
+        return torch.from_numpy(out.reshape(len(patches), -1))
 
 def _sized(ip, a):
     "The picture at the size that the model sees; None where only the processor knows how."
@@ -76,6 +77,7 @@ def _sized(ip, a):
     factor = ip.patch_size * ip.merge_size
     size = smart_resize(*a.shape[:2], factor, ip.size["shortest_edge"], ip.size["longest_edge"]) if ip.do_resize else a.shape[:2]
     if size == a.shape[:2]: return a if not (size[0] % factor or size[1] % factor) else None
+    if type(ip).__name__ == "Qwen2VLImageProcessor": return ip.resize(torch.from_numpy(a).permute(2, 0, 1).contiguous(), ip.size, ip.resample, factor).permute(1, 2, 0).numpy()  # torchvision's
     if type(ip) is not Qwen2VLImageProcessorPil: return None
     return ip.resize(a.transpose(2, 0, 1), ip.size, ip.resample, factor).transpose(1, 2, 0)
 
@@ -109,11 +111,13 @@ def attending_by(name,      # Under which Hugging Face knows it
     finally:
         for c, w in zip(configs, was): c._attn_implementation_internal = w
 
+_TILES = getattr(torch.cpu, "_is_amx_tile_supported", bool)()  # there the fused kernel multiplies bfloat16 as fast; its gradients are slow everywhere
+
 def products(module, query, key, value, attention_mask, scaling=None, dropout=0.0, is_causal=None, **kwargs):
     "Hugging Face's attention as two products and a softmax. A CPU's fused kernel is no faster in bfloat16, products are; the scores are held, those of 256 rows at a time where no gradient is asked for."
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     (B, H, Q, D), (N, K), graph = query.shape, key.shape[1:3], torch.is_grad_enabled()
-    if query.dtype != torch.bfloat16 or dropout or (Q > 512 if graph else Q < 32): return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, is_causal=is_causal, **kwargs)
+    if query.dtype != torch.bfloat16 or dropout or (Q > 512 if graph else Q < 32 or _TILES): return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, is_causal=is_causal, **kwargs)
     if causal := attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal): attention_mask = torch.ones(Q, K, dtype=torch.bool, device=query.device).tril(K - Q)[None, None]
     bias = attention_mask if attention_mask is None or attention_mask.is_floating_point() else torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill_(~attention_mask, float("-inf"))
     query, key, out = query * (scaling or D ** -0.5), key.transpose(2, 3), []
@@ -154,6 +158,7 @@ class Features:
         self.model, self.family, self.most_bytes, self.kept, self.bytes, self.state = model, family, most_bytes, OrderedDict(), 0, None
         self.computed = 0                  # Pictures that the tower has seen
         self.products = True               # Attention by `products` on a CPU
+        self.floats = None                 # Makes bytes into what the tower takes; see `Patches`
         self.parts = list(parts(model, family.vision).values())
         self.text = text_of(model, family)
         self.modules = [m for part in self.parts if isinstance(part, nn.Module) for m in part.modules()]
@@ -192,8 +197,9 @@ class Features:
         for m in was: m.training = False
         for parent, name, conv in self.cuts: setattr(parent, name, _Cut(conv))
         dtype = next((t.dtype for t in self._tensors() if t.is_floating_point()), self.model.dtype)
+        inputs = {k: self.floats(t.numpy()) if t.dtype == torch.uint8 else t for k, t in inputs.items() if k in takes}
         try:
-            with attending_by("products", self.attend, self.modules) if self.attend and dtype == torch.bfloat16 and not torch.is_grad_enabled() else contextlib.nullcontext(): out = base.get_image_features(**{k: t.to(self.model.device, dtype if t.is_floating_point() else None) for k, t in inputs.items() if k in takes})
+            with attending_by("products", self.attend, self.modules) if self.attend and dtype == torch.bfloat16 and not torch.is_grad_enabled() else contextlib.nullcontext(): out = base.get_image_features(**{k: t.to(self.model.device, dtype if t.is_floating_point() else None) for k, t in inputs.items()})
         finally:
             for m in was: m.training = True
             for parent, name, conv in self.cuts: setattr(parent, name, conv)
