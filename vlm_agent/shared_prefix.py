@@ -65,11 +65,16 @@ class Patches:
         ids, image = ids.repeat_interleave(often)[None], image.repeat_interleave(often)[None]
         return dict(input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=image.long(), pixel_values=torch.cat(made) if len(made) > 1 else made[0], image_grid_thw=grids)
 
-    def floats(self, patches):
-        "Bytes (N, 3, p * p) to what the model takes: (N, 3 * frames * p * p); a picture is a film that stands still."
-        out = np.empty((len(patches), 3, self.processor.image_processor.temporal_patch_size, patches.shape[2]), np.float32)
-        for c in range(3): out[:, c] = np.take(self.table[c], patches[:, c], mode="clip")[:, None]
-        return torch.from_numpy(out.reshape(len(patches), -1))
+    def floats(self, patches, dtype=torch.float32):
+        "Bytes (N, 3, p * p) to what the model takes, (N, 3, frames, p * p): a picture is a film that stands still, its frames are one."
+        table = _rounded(self.table, dtype); out = np.empty(patches.shape, table.dtype)
+        for c in range(3): np.take(table[c], patches[:, c].numpy(), out=out[:, c], mode="clip")
+        return torch.from_numpy(out).view(dtype)[:, :, None].expand(-1, -1, self.processor.image_processor.temporal_patch_size, -1)
+
+def _rounded(a, dtype):
+    "float32 in the bits of another precision; numpy knows no bfloat16."
+    if dtype != torch.bfloat16: return a.astype(str(dtype).removeprefix("torch."))
+    bits = a.view(np.uint32); return (bits + 0x7FFF + (bits >> 16 & 1) >> 16).astype(np.int16)
 
 def _sized(ip, a):
     "The picture at the size that the model sees; None where only the processor knows how."
@@ -197,7 +202,7 @@ class Features:
         for m in was: m.training = False
         for parent, name, conv in self.cuts: setattr(parent, name, _Cut(conv))
         dtype = next((t.dtype for t in self._tensors() if t.is_floating_point()), self.model.dtype)
-        inputs = {k: self.floats(t.numpy()) if t.dtype == torch.uint8 else t for k, t in inputs.items() if k in takes}
+        inputs = {k: (self.floats(t, dtype) if self.attend else self.floats(t).flatten(1)) if t.dtype == torch.uint8 else t for k, t in inputs.items() if k in takes}
         try:
             with attending_by("products", self.attend, self.modules) if self.attend and dtype == torch.bfloat16 and not torch.is_grad_enabled() else contextlib.nullcontext(): out = base.get_image_features(**{k: t.to(self.model.device, dtype if t.is_floating_point() else None) for k, t in inputs.items()})
         finally:
@@ -222,6 +227,7 @@ class _Cut(nn.Module):
     def forward(self, x):
         c = self.conv
         if x.shape[2:] != c.kernel_size: return c(x)
+        if x.dim() == 5 and x.stride(2) == 0: return F.linear(x[:, :, 0].flatten(1), c.weight.sum(2).flatten(1), c.bias)[(...,) + (None,) * 3]  # equal frames
         return F.linear(x.flatten(1), c.weight.flatten(1), c.bias)[(...,) + (None,) * len(c.kernel_size)]
 
 def _on(device, out):

@@ -413,7 +413,7 @@ def inputs(self:VLMWrapper,
     pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.end
     batch = _side_by_side(rows, pad, left=not self.config.is_encoder_decoder)
     if k > 1: batch = {n: torch.cat([one for one in t.split([len(r.get(n, ())) for r in rows]) for _ in range(k)]) for n, t in batch.items()}
-    batch = {n: self._patches.floats(t.numpy()) if t.dtype == torch.uint8 else t for n, t in batch.items()}
+    batch = {n: self._patches.floats(t).flatten(1) if t.dtype == torch.uint8 else t for n, t in batch.items()}
     return {n: t.to(self.device, self.dtype if t.is_floating_point() else None) for n, t in batch.items()}, list(names), sizes
 
 def _paired(images, prompts):
