@@ -119,14 +119,14 @@ def attending_by(name,      # Under which Hugging Face knows it
 _TILES = getattr(torch.cpu, "_is_amx_tile_supported", bool)()  # there the fused kernel multiplies bfloat16 as fast; its gradients are slow everywhere
 
 def products(module, query, key, value, attention_mask, scaling=None, dropout=0.0, is_causal=None, **kwargs):
-    "Hugging Face's attention as two products and a softmax. A CPU's fused kernel is no faster in bfloat16, products are; the scores are held, those of 256 rows at a time where no gradient is asked for."
+    "Hugging Face's attention as two products and a softmax. A CPU's fused kernel is no faster in bfloat16, its gradients least of all; products are. A few rows at a time: their scores stay in the cache, and causal rows never meet the keys behind them."
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     (B, H, Q, D), (N, K), graph = query.shape, key.shape[1:3], torch.is_grad_enabled()
     if query.dtype != torch.bfloat16 or dropout or (Q > 512 if graph else Q < 32 or _TILES): return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, is_causal=is_causal, **kwargs)
     if causal := attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal): attention_mask = torch.ones(Q, K, dtype=torch.bool, device=query.device).tril(K - Q)[None, None]
     bias = attention_mask if attention_mask is None or attention_mask.is_floating_point() else torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill_(~attention_mask, float("-inf"))
     query, key, out = query * (scaling or D ** -0.5), key.transpose(2, 3), []
-    for q, at in zip(query.split(n := Q if graph else 256, 2), range(0, Q, n)):
+    for q, at in zip(query.split(n := 128 if graph else 256, 2), range(0, Q, n)):
         end = min(K, K - Q + at + n) if causal else K
         scores = q.reshape(B, N, -1, D) @ key[..., :end]  # heads that share a key: one below the other
         if bias is not None: scores += bias[:, :, at:at + n, :end].repeat(1, 1, H // N, 1)
@@ -159,11 +159,11 @@ class Features:
     "What the tower makes of pictures, kept as long as the tower is what it was."
     def __init__(self, model,              # A Hugging Face or PEFT model
                  family:Family,            # Its family
+                 patches:Patches=None,     # Makes bytes into what the tower takes
                  most_bytes:int=2**30):    # The features used longest ago go first
-        self.model, self.family, self.most_bytes, self.kept, self.bytes, self.state = model, family, most_bytes, OrderedDict(), 0, None
+        self.model, self.family, self.patches, self.most_bytes, self.kept, self.bytes, self.state = model, family, patches, most_bytes, OrderedDict(), 0, None
         self.computed = 0                  # Pictures that the tower has seen
         self.products = True               # Attention by `products` on a CPU
-        self.floats = None                 # Makes bytes into what the tower takes; see `Patches`
         self.parts = list(parts(model, family.vision).values())
         self.text = text_of(model, family)
         self.modules = [m for part in self.parts if isinstance(part, nn.Module) for m in part.modules()]
@@ -202,7 +202,7 @@ class Features:
         for m in was: m.training = False
         for parent, name, conv in self.cuts: setattr(parent, name, _Cut(conv))
         dtype = next((t.dtype for t in self._tensors() if t.is_floating_point()), self.model.dtype)
-        inputs = {k: (self.floats(t, dtype) if self.attend else self.floats(t).flatten(1)) if t.dtype == torch.uint8 else t for k, t in inputs.items() if k in takes}
+        inputs = {k: (self.patches.floats(t, dtype) if self.attend else self.patches.floats(t).flatten(1)) if t.dtype == torch.uint8 else t for k, t in inputs.items() if k in takes}
         try:
             with attending_by("products", self.attend, self.modules) if self.attend and dtype == torch.bfloat16 and not torch.is_grad_enabled() else contextlib.nullcontext(): out = base.get_image_features(**{k: t.to(self.model.device, dtype if t.is_floating_point() else None) for k, t in inputs.items()})
         finally:
@@ -349,7 +349,7 @@ def answer_nll(model, family, see, # A Hugging Face or PEFT model, its family, i
         with two_parts(text, None if again else see.attend), last_layer_at(text, x["rows"]):
             logits = model(input_ids=x["ids"], position_ids=_positions(x["positions"]), attention_mask=x["mask"], use_cache=False, **_shown(features)).logits
         keep = x["target"] != -100
-        nll = F.cross_entropy(logits[keep].float(), x["target"][keep], reduction="none")
+        nll = F.cross_entropy(logits.flatten(0, 1).float(), x["target"].flatten(), reduction="none")[keep.flatten()]  # no copy of the logits that count
         for i, own in zip(where, nll.split([sum(map(len, answers[i])) for i in where])): out[i] = list(own.split([len(a) for a in answers[i]]))
     return out
 
@@ -361,7 +361,7 @@ def _shown(features): return {} if features is None else {"mm_encoder_outputs": 
 def sample_answers(model, family, see, # A Hugging Face or PEFT model, its family, its `Features`
                    prompts:list,       # `Prompt`s
                    k:int,              # Answers to each
-                   pick,               # (logits (N, V), which samples (N,), step) -> token ids (N,); sample j of prompt i is number i * k + j
+                   pick,               # (logits (N, V), which samples (N,), step) -> token ids (N,); sample j of prompt i is number i * k + j; the logits may be written over
                    n:int,              # At most so many tokens
                    ends:set,           # Tokens that end an answer
                   )->list:             # Token ids of len(prompts) * k answers, the end token included
@@ -378,19 +378,21 @@ def sample_answers(model, family, see, # A Hugging Face or PEFT model, its famil
         alive = torch.tensor([[i * k + j for j in range(k)] for i in where])                    # (B, k) numbers of samples
         ended, behind = torch.zeros_like(alive, dtype=torch.bool), torch.tensor([p.next for p in own], device=device)
         logits, same, lasting = logits[:, -1:].expand(-1, k, -1), torch.eye(k, dtype=torch.bool, device=device), torch.tensor(sorted(ends))
-        for step in range(n):
-            tokens = pick(logits.flatten(0, 1).float(), alive.flatten(), step).view(alive.shape)
-            for i, t, over in zip(alive.flatten().tolist(), tokens.flatten().tolist(), ended.flatten().tolist()):
-                if not over: out[i].append(t)
-            ended |= torch.isin(tokens.cpu(), lasting)
-            stay = ~ended.all(1)
-            if step == n - 1 or not stay.any(): break
-            if stay.sum() * 2 <= len(stay):
-                cache.batch_select_indices(stay.nonzero()[:, 0].to(device))
-                alive, ended = alive[stay], ended[stay]; stay = stay.to(device); held, behind, tokens = held[stay], behind[stay], tokens[stay]
-            seen = torch.cat([held[:, None].expand(-1, k, -1), same.repeat(1, step + 1).expand(len(held), -1, -1)], -1)[:, None]
-            at = (behind[:, None] + step).expand(-1, k)
-            with two_parts(text, see.attend): logits = model(input_ids=tokens, position_ids=at.expand(3, -1, -1) if len(x["positions"]) == 3 else at, attention_mask=seen, past_key_values=cache, use_cache=True).logits
+        with torch.inference_mode():  # less to note down than under `no_grad`
+            for step in range(n):
+                tokens = pick(logits.flatten(0, 1), alive.flatten(), step).view(alive.shape)
+                for i, t, over in zip(alive.flatten().tolist(), tokens.flatten().tolist(), ended.flatten().tolist()):
+                    if not over: out[i].append(t)
+                ended |= torch.isin(tokens.cpu(), lasting)
+                stay = ~ended.all(1)
+                if step == n - 1 or not stay.any(): break
+                if stay.sum() * 2 <= len(stay):
+                    cache.batch_select_indices(stay.nonzero()[:, 0].to(device))
+                    alive, ended = alive[stay], ended[stay]; stay = stay.to(device); held, behind, tokens = held[stay], behind[stay], tokens[stay]
+                unseen = ~torch.cat([held[:, None].expand(-1, k, -1), same.repeat(1, step + 1).expand(len(held), -1, -1)], -1)[:, None]
+                at = (behind[:, None] + step).expand(-1, k)
+                mask = torch.zeros_like(unseen, dtype=logits.dtype).masked_fill_(unseen, float("-inf"))  # what each layer would make of it
+                logits = model(input_ids=tokens, position_ids=at.expand(3, -1, -1) if len(x["positions"]) == 3 else at, attention_mask=mask, past_key_values=cache, use_cache=True).logits
     return out
 
 # %% ../nbs/03_shared_prefix.ipynb #c4c7ef40

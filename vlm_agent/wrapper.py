@@ -286,8 +286,8 @@ class VLMWrapper(nn.Module):
         self.action_format, self.grid = own.get("action_format", self.family.action_format), own.get("grid")
         self.max_new_tokens, self.temperature, self.do_sample = min(max_new_tokens, own.get("max_new_tokens", max_new_tokens)), temperature, do_sample
         self.fast, self.plain_because = fast, why_plain(model, self.family)
-        self._features, self._merged, self._patches = Features(model, self.family), Merged(model), Patches(processor)
-        self._features.floats = self._patches.floats
+        self._merged, self._patches = Merged(model), Patches(processor)
+        self._features = Features(model, self.family, self._patches)
         self._asked, self._asked_bytes = OrderedDict(), 0  # see `_ask`
         return self
 
@@ -440,9 +440,17 @@ def draw(logits,      # (B, V)
          uniform,     # (B,) in [0, 1)
          temperature, # Divides the logits
         ):            # (B,) token ids
-    "The token at which the cumulated probability passes `uniform`."
-    p = (logits.double() / temperature).softmax(-1).cumsum(-1)
-    return (p <= uniform[:, None].to(p.device) * p[:, -1:]).sum(-1).clamp(max=logits.shape[-1] - 1)
+    "The token at which the cumulated probability passes `uniform`; in a large vocabulary first the block of tokens, then the token in it."
+    if logits.shape[-1] <= 4096:
+        p = (logits.double() / temperature).softmax(-1).cumsum(-1)
+        return (p <= uniform[:, None].to(p.device) * p[:, -1:]).sum(-1).clamp(max=logits.shape[-1] - 1)
+    p = (logits if temperature == 1 else logits.float() / temperature).softmax(-1, dtype=torch.float32)
+    p = F.pad(p, (0, -p.shape[-1] % 512)).unflatten(-1, (-1, 512))                           # (B, blocks, 512)
+    upto = p.sum(-1).double().cumsum(-1); at = uniform[:, None].to(p.device) * upto[:, -1:]  # (B, blocks), (B, 1)
+    block = (upto <= at).sum(-1, keepdim=True).clamp(max=upto.shape[-1] - 1)                 # (B, 1)
+    before, after = F.pad(upto, (1, 0)).gather(1, block), upto.gather(1, block)
+    within = p.take_along_dim(block[..., None], 1)[:, 0].double().cumsum(-1)                 # (B, 512)
+    return (block * 512 + (within <= (at - before) / (after - before) * within[:, -1:]).sum(-1, keepdim=True))[:, 0].clamp(max=logits.shape[-1] - 1)
 
 # %% ../nbs/04_wrapper.ipynb #231fbfcf
 class _OwnStreams:
@@ -477,7 +485,7 @@ def _sample_shared(self:VLMWrapper, asked, k, seeds, temperature, n):
     uniform = None if seeds is None else uniform_numbers(seeds, n)
     never = torch.tensor(_never(self), dtype=torch.long, device=self.device)
     def pick(logits, which, step):
-        logits = logits.index_fill(-1, never, float("-inf"))
+        logits = logits.index_fill_(-1, never, float("-inf"))
         return logits.argmax(-1) if uniform is None else draw(logits, uniform[which, step], temperature)
     prompts = [self._question(names, row) for names, row in asked]
     with self._merged(): return sample_answers(self.model, self.family, self._features, prompts, k, pick, n, _ends(self))
