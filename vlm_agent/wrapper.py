@@ -198,7 +198,8 @@ def _light_adapters(model):
     for m in model.modules():
         if not hasattr(m, "lora_A"): continue
         m.cast_input_dtype_enabled = False
-        if type(m).__module__ == "peft.tuners.lora.layer" and type(m).__name__ == "Linear": m.__class__ = _lean(type(m))
+        from peft.tuners.lora import Linear
+        if type(m) is Linear: m.__class__ = _lean(Linear)
         for matrix in [*m.lora_A.values(), *m.lora_B.values()]:
             if type(matrix) is nn.Linear and matrix.bias is None: matrix.__class__ = _InItsDtype
 
