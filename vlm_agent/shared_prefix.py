@@ -50,25 +50,31 @@ class Patches:
 
     def __call__(self, pictures:list, # uint8 (H, W, 3)
                  text:str,            # With the template around it: one image token for each picture
-                )->dict:              # Inputs of the model, a batch of one; None: the processor has to be asked
+                )->dict:              # Inputs of the model, a batch of one, pixels as bytes (see `floats`); None: the processor has to be asked
         if not self.known or not pictures or text.count(self.stands) != len(pictures): return None
         ip, tok = self.processor.image_processor, self.processor.tokenizer
-        if (now := str(ip.to_dict())) != self.settings: self.settings, self.table = now, _levels(ip)
+        if (now := str(vars(ip))) != self.settings: self.settings, self.table = now, _levels(ip)
         if self.table is None: return None
         sized = [_sized(ip, a) for a in pictures]
         if any(a is None for a in sized): return None
         grids = torch.tensor([[1, a.shape[0] // ip.patch_size, a.shape[1] // ip.patch_size] for a in sized])
-        first, *rest = text.split(self.stands)
-        made = [torch.from_numpy(self._looked_up(_cut(ip, a), ip.temporal_patch_size)) for a in sized]
-        ids = tok(first + "".join(self.stands * n + piece for n, piece in zip((grids.prod(-1) // ip.merge_size**2).tolist(), rest)), return_tensors="pt").input_ids
-        return dict(input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=(ids == tok.convert_tokens_to_ids(self.stands)).long(),
-                    pixel_values=torch.cat(made) if len(made) > 1 else made[0], image_grid_thw=grids)
+        made = [torch.from_numpy(_cut(ip, a)) for a in sized]
+        ids = tok(text, return_tensors="pt").input_ids[0]; image = ids == tok.convert_tokens_to_ids(self.stands)
+        if image.sum() != len(sized): return None
+        often = torch.ones_like(ids); often[image] = grids.prod(-1) // ip.merge_size**2
+        ids, image = ids.repeat_interleave(often)[None], image.repeat_interleave(often)[None]
+        return dict(input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=image.long(), pixel_values=torch.cat(made) if len(made) > 1 else made[0], image_grid_thw=grids)
 
-    def _looked_up(self, patches, frames):
-        "Bytes (N, 3, p * p) to floats (N, 3 * frames * p * p); a picture is a film that stands still."
-        out = np.empty((len(patches), 3, frames, patches.shape[2]), np.float32)
-        for c in range(3): out[:, c] = self.table[c][patches[:, c]][:, None]
-        return out.reshape(len(patches), -1)
+    def floats(self, patches, dtype=torch.float32):
+        "Bytes (N, 3, p * p) to what the model takes, (N, 3, frames, p * p): a picture is a film that stands still, its frames are one."
+        table = _rounded(self.table, dtype); out = np.empty(patches.shape, table.dtype)
+        for c in range(3): np.take(table[c], patches[:, c].numpy(), out=out[:, c], mode="clip")
+        return torch.from_numpy(out).view(dtype)[:, :, None].expand(-1, -1, self.processor.image_processor.temporal_patch_size, -1)
+
+def _rounded(a, dtype):
+    "float32 in the bits of another precision; numpy knows no bfloat16."
+    if dtype != torch.bfloat16: return a.astype(str(dtype).removeprefix("torch."))
+    bits = a.view(np.uint32); return (bits + 0x7FFF + (bits >> 16 & 1) >> 16).astype(np.int16)
 
 def _sized(ip, a):
     "The picture at the size that the model sees; None where only the processor knows how."
@@ -76,6 +82,7 @@ def _sized(ip, a):
     factor = ip.patch_size * ip.merge_size
     size = smart_resize(*a.shape[:2], factor, ip.size["shortest_edge"], ip.size["longest_edge"]) if ip.do_resize else a.shape[:2]
     if size == a.shape[:2]: return a if not (size[0] % factor or size[1] % factor) else None
+    if type(ip).__name__ == "Qwen2VLImageProcessor": return ip.resize(torch.from_numpy(a).permute(2, 0, 1).contiguous(), ip.size, ip.resample, factor).permute(1, 2, 0).numpy()  # torchvision's
     if type(ip) is not Qwen2VLImageProcessorPil: return None
     return ip.resize(a.transpose(2, 0, 1), ip.size, ip.resample, factor).transpose(1, 2, 0)
 
@@ -109,15 +116,17 @@ def attending_by(name,      # Under which Hugging Face knows it
     finally:
         for c, w in zip(configs, was): c._attn_implementation_internal = w
 
+_TILES = getattr(torch.cpu, "_is_amx_tile_supported", bool)()  # there the fused kernel multiplies bfloat16 as fast; its gradients are slow everywhere
+
 def products(module, query, key, value, attention_mask, scaling=None, dropout=0.0, is_causal=None, **kwargs):
-    "Hugging Face's attention as two products and a softmax. A CPU's fused kernel is no faster in bfloat16, products are; the scores are held, those of 256 rows at a time where no gradient is asked for."
+    "Hugging Face's attention as two products and a softmax. A CPU's fused kernel is no faster in bfloat16, its gradients least of all; products are. A few rows at a time: their scores stay in the cache, and causal rows never meet the keys behind them."
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     (B, H, Q, D), (N, K), graph = query.shape, key.shape[1:3], torch.is_grad_enabled()
-    if query.dtype != torch.bfloat16 or dropout or (Q > 512 if graph else Q < 32): return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, is_causal=is_causal, **kwargs)
+    if query.dtype != torch.bfloat16 or dropout or (Q > 512 if graph else Q < 32 or _TILES): return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, is_causal=is_causal, **kwargs)
     if causal := attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal): attention_mask = torch.ones(Q, K, dtype=torch.bool, device=query.device).tril(K - Q)[None, None]
     bias = attention_mask if attention_mask is None or attention_mask.is_floating_point() else torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill_(~attention_mask, float("-inf"))
     query, key, out = query * (scaling or D ** -0.5), key.transpose(2, 3), []
-    for q, at in zip(query.split(n := Q if graph else 256, 2), range(0, Q, n)):
+    for q, at in zip(query.split(n := 128 if graph else 256, 2), range(0, Q, n)):
         end = min(K, K - Q + at + n) if causal else K
         scores = q.reshape(B, N, -1, D) @ key[..., :end]  # heads that share a key: one below the other
         if bias is not None: scores += bias[:, :, at:at + n, :end].repeat(1, 1, H // N, 1)
@@ -150,8 +159,9 @@ class Features:
     "What the tower makes of pictures, kept as long as the tower is what it was."
     def __init__(self, model,              # A Hugging Face or PEFT model
                  family:Family,            # Its family
+                 patches:Patches=None,     # Makes bytes into what the tower takes
                  most_bytes:int=2**30):    # The features used longest ago go first
-        self.model, self.family, self.most_bytes, self.kept, self.bytes, self.state = model, family, most_bytes, OrderedDict(), 0, None
+        self.model, self.family, self.patches, self.most_bytes, self.kept, self.bytes, self.state = model, family, patches, most_bytes, OrderedDict(), 0, None
         self.computed = 0                  # Pictures that the tower has seen
         self.products = True               # Attention by `products` on a CPU
         self.parts = list(parts(model, family.vision).values())
@@ -192,8 +202,9 @@ class Features:
         for m in was: m.training = False
         for parent, name, conv in self.cuts: setattr(parent, name, _Cut(conv))
         dtype = next((t.dtype for t in self._tensors() if t.is_floating_point()), self.model.dtype)
+        inputs = {k: (self.patches.floats(t, dtype) if self.attend else self.patches.floats(t).flatten(1)) if t.dtype == torch.uint8 else t for k, t in inputs.items() if k in takes}
         try:
-            with attending_by("products", self.attend, self.modules) if self.attend and dtype == torch.bfloat16 and not torch.is_grad_enabled() else contextlib.nullcontext(): out = base.get_image_features(**{k: t.to(self.model.device, dtype if t.is_floating_point() else None) for k, t in inputs.items() if k in takes})
+            with attending_by("products", self.attend, self.modules) if self.attend and dtype == torch.bfloat16 and not torch.is_grad_enabled() else contextlib.nullcontext(): out = base.get_image_features(**{k: t.to(self.model.device, dtype if t.is_floating_point() else None) for k, t in inputs.items()})
         finally:
             for m in was: m.training = True
             for parent, name, conv in self.cuts: setattr(parent, name, conv)
@@ -216,6 +227,7 @@ class _Cut(nn.Module):
     def forward(self, x):
         c = self.conv
         if x.shape[2:] != c.kernel_size: return c(x)
+        if x.dim() == 5 and x.stride(2) == 0: return F.linear(x[:, :, 0].flatten(1), c.weight.sum(2).flatten(1), c.bias)[(...,) + (None,) * 3]  # equal frames
         return F.linear(x.flatten(1), c.weight.flatten(1), c.bias)[(...,) + (None,) * len(c.kernel_size)]
 
 def _on(device, out):
@@ -337,7 +349,7 @@ def answer_nll(model, family, see, # A Hugging Face or PEFT model, its family, i
         with two_parts(text, None if again else see.attend), last_layer_at(text, x["rows"]):
             logits = model(input_ids=x["ids"], position_ids=_positions(x["positions"]), attention_mask=x["mask"], use_cache=False, **_shown(features)).logits
         keep = x["target"] != -100
-        nll = F.cross_entropy(logits[keep].float(), x["target"][keep], reduction="none")
+        nll = F.cross_entropy(logits.flatten(0, 1).float(), x["target"].flatten(), reduction="none")[keep.flatten()]  # no copy of the logits that count
         for i, own in zip(where, nll.split([sum(map(len, answers[i])) for i in where])): out[i] = list(own.split([len(a) for a in answers[i]]))
     return out
 
@@ -349,7 +361,7 @@ def _shown(features): return {} if features is None else {"mm_encoder_outputs": 
 def sample_answers(model, family, see, # A Hugging Face or PEFT model, its family, its `Features`
                    prompts:list,       # `Prompt`s
                    k:int,              # Answers to each
-                   pick,               # (logits (N, V), which samples (N,), step) -> token ids (N,); sample j of prompt i is number i * k + j
+                   pick,               # (logits (N, V), which samples (N,), step) -> token ids (N,); sample j of prompt i is number i * k + j; the logits may be written over
                    n:int,              # At most so many tokens
                    ends:set,           # Tokens that end an answer
                   )->list:             # Token ids of len(prompts) * k answers, the end token included
@@ -366,19 +378,21 @@ def sample_answers(model, family, see, # A Hugging Face or PEFT model, its famil
         alive = torch.tensor([[i * k + j for j in range(k)] for i in where])                    # (B, k) numbers of samples
         ended, behind = torch.zeros_like(alive, dtype=torch.bool), torch.tensor([p.next for p in own], device=device)
         logits, same, lasting = logits[:, -1:].expand(-1, k, -1), torch.eye(k, dtype=torch.bool, device=device), torch.tensor(sorted(ends))
-        for step in range(n):
-            tokens = pick(logits.flatten(0, 1).float(), alive.flatten(), step).view(alive.shape)
-            for i, t, over in zip(alive.flatten().tolist(), tokens.flatten().tolist(), ended.flatten().tolist()):
-                if not over: out[i].append(t)
-            ended |= torch.isin(tokens.cpu(), lasting)
-            stay = ~ended.all(1)
-            if step == n - 1 or not stay.any(): break
-            if stay.sum() * 2 <= len(stay):
-                cache.batch_select_indices(stay.nonzero()[:, 0].to(device))
-                alive, ended = alive[stay], ended[stay]; stay = stay.to(device); held, behind, tokens = held[stay], behind[stay], tokens[stay]
-            seen = torch.cat([held[:, None].expand(-1, k, -1), same.repeat(1, step + 1).expand(len(held), -1, -1)], -1)[:, None]
-            at = (behind[:, None] + step).expand(-1, k)
-            with two_parts(text, see.attend): logits = model(input_ids=tokens, position_ids=at.expand(3, -1, -1) if len(x["positions"]) == 3 else at, attention_mask=seen, past_key_values=cache, use_cache=True).logits
+        with torch.inference_mode():  # less to note down than under `no_grad`
+            for step in range(n):
+                tokens = pick(logits.flatten(0, 1), alive.flatten(), step).view(alive.shape)
+                for i, t, over in zip(alive.flatten().tolist(), tokens.flatten().tolist(), ended.flatten().tolist()):
+                    if not over: out[i].append(t)
+                ended |= torch.isin(tokens.cpu(), lasting)
+                stay = ~ended.all(1)
+                if step == n - 1 or not stay.any(): break
+                if stay.sum() * 2 <= len(stay):
+                    cache.batch_select_indices(stay.nonzero()[:, 0].to(device))
+                    alive, ended = alive[stay], ended[stay]; stay = stay.to(device); held, behind, tokens = held[stay], behind[stay], tokens[stay]
+                unseen = ~torch.cat([held[:, None].expand(-1, k, -1), same.repeat(1, step + 1).expand(len(held), -1, -1)], -1)[:, None]
+                at = (behind[:, None] + step).expand(-1, k)
+                mask = torch.zeros_like(unseen, dtype=logits.dtype).masked_fill_(unseen, float("-inf"))  # what each layer would make of it
+                logits = model(input_ids=tokens, position_ids=at.expand(3, -1, -1) if len(x["positions"]) == 3 else at, attention_mask=mask, past_key_values=cache, use_cache=True).logits
     return out
 
 # %% ../nbs/03_shared_prefix.ipynb #c4c7ef40

@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import warnings
 from collections import OrderedDict
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
 
@@ -167,11 +167,39 @@ class _InItsDtype(nn.Linear):
     "A matrix of an adapter: weights in float32, where small steps count, products in the model's own precision, where memory and time count."
     def forward(self, x): return super().forward(x) if x.dtype == self.weight.dtype else _Product.apply(x, self.weight)
 
+class _Adapted(torch.autograd.Function):
+    "x W^T + b + s (x A^T) B^T in four products: scaling and sum are done by the last of them, in both directions."
+    @staticmethod
+    def forward(ctx, x, weight, bias, A, B, s):
+        flat = x.flatten(0, -2)  # (N, d)
+        low = flat @ A.to(x.dtype).t()  # (N, r)
+        ctx.save_for_backward(x, low, weight, A, B); ctx.s = s
+        return F.linear(flat, weight, bias).addmm_(low, B.to(x.dtype).t(), alpha=s).view(*x.shape[:-1], -1)
+    @staticmethod
+    def backward(ctx, g):
+        (x, low, weight, A, B), g = ctx.saved_tensors, g.flatten(0, -2)
+        down = g @ B.to(g.dtype) * ctx.s  # (N, r)
+        gx = (g @ weight).addmm_(down, A.to(g.dtype)).view(x.shape) if ctx.needs_input_grad[0] else None
+        return gx, None, None, (down.t() @ x.flatten(0, -2)).to(A.dtype), (g.t() @ low).mul_(ctx.s).to(B.dtype), None
+
+@cache
+def _lean(kind):
+    "PEFT's layer, which takes the way of `_Adapted` where that is the same."
+    def forward(self, x, *args, **kwargs):
+        name, base = self.active_adapters[0] if len(self.active_adapters) == 1 else None, self.base_layer
+        if (args or kwargs or name not in self.lora_A or self.disable_adapters or self.merged or name in self.lora_variant or self.fan_in_fan_out or torch.is_autocast_enabled(x.device.type)
+            or type(base) is not nn.Linear or base.weight.requires_grad or base.bias is not None and base.bias.requires_grad or self.lora_bias[name] or self.training and type(self.lora_dropout[name]) is not nn.Identity
+            or x.dtype != base.weight.dtype): return kind.forward(self, x, *args, **kwargs)
+        return _Adapted.apply(x, base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name])
+    return type(kind.__name__, (kind,), dict(forward=forward, __module__=kind.__module__))
+
 def _light_adapters(model):
-    "Without float32 copies of whatever goes into an adapter and comes out of it. Nothing changes for a model in float32."
+    "Without passes over, and float32 copies of, whatever goes into an adapter and comes out of it."
     for m in model.modules():
         if not hasattr(m, "lora_A"): continue
         m.cast_input_dtype_enabled = False
+        from peft.tuners.lora import Linear
+        if type(m) is Linear: m.__class__ = _lean(Linear)
         for matrix in [*m.lora_A.values(), *m.lora_B.values()]:
             if type(matrix) is nn.Linear and matrix.bias is None: matrix.__class__ = _InItsDtype
 
@@ -259,7 +287,8 @@ class VLMWrapper(nn.Module):
         self.action_format, self.grid = own.get("action_format", self.family.action_format), own.get("grid")
         self.max_new_tokens, self.temperature, self.do_sample = min(max_new_tokens, own.get("max_new_tokens", max_new_tokens)), temperature, do_sample
         self.fast, self.plain_because = fast, why_plain(model, self.family)
-        self._features, self._merged, self._patches = Features(model, self.family), Merged(model), Patches(processor)
+        self._merged, self._patches = Merged(model), Patches(processor)
+        self._features = Features(model, self.family, self._patches)
         self._asked, self._asked_bytes = OrderedDict(), 0  # see `_ask`
         return self
 
@@ -385,6 +414,7 @@ def inputs(self:VLMWrapper,
     pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.end
     batch = _side_by_side(rows, pad, left=not self.config.is_encoder_decoder)
     if k > 1: batch = {n: torch.cat([one for one in t.split([len(r.get(n, ())) for r in rows]) for _ in range(k)]) for n, t in batch.items()}
+    batch = {n: self._patches.floats(t).flatten(1) if t.dtype == torch.uint8 else t for n, t in batch.items()}
     return {n: t.to(self.device, self.dtype if t.is_floating_point() else None) for n, t in batch.items()}, list(names), sizes
 
 def _paired(images, prompts):
@@ -411,9 +441,17 @@ def draw(logits,      # (B, V)
          uniform,     # (B,) in [0, 1)
          temperature, # Divides the logits
         ):            # (B,) token ids
-    "The token at which the cumulated probability passes `uniform`."
-    p = (logits.double() / temperature).softmax(-1).cumsum(-1)
-    return (p <= uniform[:, None].to(p.device) * p[:, -1:]).sum(-1).clamp(max=logits.shape[-1] - 1)
+    "The token at which the cumulated probability passes `uniform`; in a large vocabulary first the block of tokens, then the token in it."
+    if logits.shape[-1] <= 4096:
+        p = (logits.double() / temperature).softmax(-1).cumsum(-1)
+        return (p <= uniform[:, None].to(p.device) * p[:, -1:]).sum(-1).clamp(max=logits.shape[-1] - 1)
+    p = (logits if temperature == 1 else logits.float() / temperature).softmax(-1, dtype=torch.float32)
+    p = F.pad(p, (0, -p.shape[-1] % 512)).unflatten(-1, (-1, 512))                           # (B, blocks, 512)
+    upto = p.sum(-1).double().cumsum(-1); at = uniform[:, None].to(p.device) * upto[:, -1:]  # (B, blocks), (B, 1)
+    block = (upto <= at).sum(-1, keepdim=True).clamp(max=upto.shape[-1] - 1)                 # (B, 1)
+    before, after = F.pad(upto, (1, 0)).gather(1, block), upto.gather(1, block)
+    within = p.take_along_dim(block[..., None], 1)[:, 0].double().cumsum(-1)                 # (B, 512)
+    return (block * 512 + (within <= (at - before) / (after - before) * within[:, -1:]).sum(-1, keepdim=True))[:, 0].clamp(max=logits.shape[-1] - 1)
 
 # %% ../nbs/04_wrapper.ipynb #231fbfcf
 class _OwnStreams:
@@ -448,7 +486,7 @@ def _sample_shared(self:VLMWrapper, asked, k, seeds, temperature, n):
     uniform = None if seeds is None else uniform_numbers(seeds, n)
     never = torch.tensor(_never(self), dtype=torch.long, device=self.device)
     def pick(logits, which, step):
-        logits = logits.index_fill(-1, never, float("-inf"))
+        logits = logits.index_fill_(-1, never, float("-inf"))
         return logits.argmax(-1) if uniform is None else draw(logits, uniform[which, step], temperature)
     prompts = [self._question(names, row) for names, row in asked]
     with self._merged(): return sample_answers(self.model, self.family, self._features, prompts, k, pick, n, _ends(self))
