@@ -1,4 +1,4 @@
-"""Pre-trains the tiny base: a 1.4M-parameter Qwen3-VL that follows simple instructions on 160x210 screens, in about 24 CPU-minutes on one core.
+"""Pre-trains the tiny base: a 1.4M-parameter Qwen3-VL that follows simple instructions on 160x210 screens, in about 25 CPU-minutes on one core.
 
     python examples/pretrain_tiny.py --seed 0 --output-dir runs/base-0        # the same command again goes on where it stopped
 
@@ -31,6 +31,29 @@ def learning_rate(step, steps, warm=50, decay=0.35):
     return min(1, (step + 1)/warm) * min(1, (1 - step/steps)/decay + 0.01)
 
 
+class Muon(torch.optim.Optimizer):
+    "torch.optim.Muon with the matrices of one shape turned together: a third of its time on one core."
+    def __init__(self, params, lr, momentum=0.95, weight_decay=0.01): super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+
+    @torch.no_grad()
+    def step(self):
+        for g in self.param_groups:
+            alike = {}
+            for p in g["params"]:
+                if p.grad is not None: alike.setdefault(p.shape, []).append(p)
+            for (rows, cols), ps in alike.items():
+                held = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in ps]
+                for p, m in zip(ps, held): m.lerp_(p.grad, 1 - g["momentum"])
+                turned = torch.stack([p.grad.lerp(m, g["momentum"]) for p, m in zip(ps, held)]).bfloat16()
+                if rows > cols: turned = turned.mT
+                turned = turned/turned.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+                for _ in range(5):  # Newton-Schulz: towards the nearest orthogonal matrix (coefficients of Keller Jordan's Muon)
+                    gram = turned @ turned.mT
+                    turned = torch.baddbmm(turned, torch.baddbmm(gram, gram, gram, beta=-4.775, alpha=2.0315), turned, beta=3.4445)
+                if rows > cols: turned = turned.mT
+                for p, t in zip(ps, turned): p.mul_(1 - g["lr"] * g["weight_decay"]).add_(t, alpha=-g["lr"] * max(1, rows/cols)**0.5)
+
+
 class Optimizer:
     "Muon for the matrices inside the layers, AdamW for everything else; the shares of their rates move together."
     def __init__(self, teacher, muon=0.02, adamw=2e-3):
@@ -38,7 +61,7 @@ class Optimizer:
         chosen = {id(p) for p in inside}
         rest = [p for p in teacher.parameters() if id(p) not in chosen]
         self.both = [torch.optim.AdamW(rest, lr=adamw, betas=(0.9, 0.95), weight_decay=0.0)]
-        if muon: self.both.append(torch.optim.Muon(inside, lr=muon, momentum=0.95, weight_decay=0.01))
+        if muon: self.both.append(Muon(inside, lr=muon))
         else: self.both[0].add_param_group(dict(params=inside, lr=adamw))
         for o in self.both:
             for g in o.param_groups: g["full"] = g["lr"]
@@ -105,8 +128,8 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--output-dir", type=Path, default=Path("runs/base-0"))
-    p.add_argument("--vision-steps", type=int, default=2700, help="of stage 1, 12 crowded screens each")
-    p.add_argument("--steps", type=int, default=5200, help="of stage 2, 8 screens each")
+    p.add_argument("--vision-steps", type=int, default=2600, help="of stage 1, 12 crowded screens each")
+    p.add_argument("--steps", type=int, default=5000, help="of stage 2, 8 screens each")
     p.add_argument("--easy", type=int, default=320, help="first steps of stage 2, with mostly colours and shapes")
     p.add_argument("--plain", type=float, default=0.6, help="share of answers that do not name the thing first")
     p.add_argument("--ground", type=float, default=1.0, help="weight of the grounding loss; 0: none")

@@ -377,7 +377,7 @@ def sample_answers(model, family, see, # A Hugging Face or PEFT model, its famil
             logits = model(input_ids=x["ids"], position_ids=_positions(x["positions"]), attention_mask=x["mask"], past_key_values=cache, use_cache=True, **_shown(see([one for p in own for one in p.pictures]))).logits
         alive = torch.tensor([[i * k + j for j in range(k)] for i in where])                    # (B, k) numbers of samples
         ended, behind = torch.zeros_like(alive, dtype=torch.bool), torch.tensor([p.next for p in own], device=device)
-        logits, same, lasting = logits[:, -1:].expand(-1, k, -1), torch.eye(k, dtype=torch.bool, device=device), torch.tensor(sorted(ends))
+        logits, same, lasting = logits[:, -1:].repeat(1, k, 1), torch.eye(k, dtype=torch.bool, device=device), torch.tensor(sorted(ends))
         with torch.inference_mode():  # less to note down than under `no_grad`
             for step in range(n):
                 tokens = pick(logits.flatten(0, 1), alive.flatten(), step).view(alive.shape)

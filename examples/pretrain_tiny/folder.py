@@ -12,14 +12,14 @@ GRID = 8      # pixels of a coordinate bin; the model writes its centre, one tok
 PATCH = 16    # pixels of an image token
 SEEN = (160, 208)  # (width, height) at which a 160x210 screenshot is looked at: whole patches
 
-COLOURS = "red green blue yellow purple orange black grey pink cyan".split()
+COLOURS = "red green blue yellow purple orange black grey pink cyan lime magenta".split()
 SHAPES = "circle square triangle star diamond".split()
 KINDS = "button field checkbox link tab".split()
 LABELS = """OK Ok ok Okay okay Back Save Login Help Close Submit submit Yes yes No no Cancel cancel Next next Previous previous
 Open Send Delete Search Menu Edit""".split()
 SPEECH = """Click click on the button Press press Tap box colored shape Choose What is at nothing of a an and with text Type type Enter enter into in field item
 Tick tick then answer Log log as password user name dialog window close open small large left right top bottom first second""".split()
-MINIWOB = """Focus textbox input link tab named word words widget by clicking x Me ONE TWO olive lime white magenta maroon navy teal aqua fuchsia silver gray gold brown
+MINIWOB = """Focus textbox input link tab named word words widget by clicking x Me ONE TWO olive white maroon navy teal aqua fuchsia silver gray gold brown
 Select select radio checkbox checkboxes them all that not other which from area collapsible section Expand find Tab option menu
 triangle letter digit number 1st 2nd 3rd Done So far done""".split()  # words of its goals that no scene teaches: seats that rejection sampling can fill
 

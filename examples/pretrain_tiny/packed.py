@@ -10,17 +10,21 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import get_vision_interpolat
 
 from folder import ASK, GRID, PATCH, REPLY, SEEN
 from scenes import H, NAMED, as_seen, caption, cells
+from vlm_agent.shared_prefix import last_layer_at
 
 ROWS, COLS = SEEN[1]//PATCH, SEEN[0]//PATCH
 N_IMAGE, N_PREFIX = ROWS * COLS, ROWS * COLS + 3  # <|im_start|>user\n<|vision_start|> ... <|vision_end|>
 GROUND_LAYER, GROUND_HEADS = 1, 2  # where the grounding loss looks: text layer 1, heads 0 and 1
 
 
-def watched_attention(module, q, k, v, mask, scaling=None, dropout=0.0, **_):
-    "Attention in bf16; the layer of the grounding loss leaves its queries and keys behind."
+def attention(q, k, v, scaling, bias=0.0):
+    "In the precision of its inputs: autocast would hold the scores in float32."
+    with torch.autocast("cpu", enabled=False): return torch.matmul((torch.matmul(q * scaling, k.transpose(-1, -2)) + bias).softmax(-1), v)
+
+def watched_attention(module, q, k, v, bias, scaling=None, dropout=0.0, **_):
+    "The layer of the grounding loss leaves its queries and keys behind."
     if module.layer_idx == GROUND_LAYER: module.watched = (q[:, :GROUND_HEADS], k[:, :GROUND_HEADS])
-    seen = torch.matmul(q * scaling, k.transpose(-1, -2)).masked_fill(~mask, -1e4).softmax(-1)
-    return torch.matmul(seen.to(v.dtype), v).transpose(1, 2), None
+    return attention(q.to(v.dtype), k.to(v.dtype), v, scaling, bias).transpose(1, 2), None
 
 ALL_ATTENTION_FUNCTIONS.register("watched", watched_attention)
 
@@ -73,12 +77,12 @@ class Teacher(nn.Module):
         x = x.view(B, 3, ROWS, PATCH, COLS, PATCH).permute(0, 2, 4, 1, 3, 5).reshape(B, N_IMAGE, -1)
         indices, weights, cos, sin = self.grid
         conv = v.patch_embed.proj
-        h = F.linear(x, conv.weight.flatten(1), conv.bias) + (v.pos_embed(indices) * weights[:, :, None]).sum(1)
+        h = (F.linear(x, conv.weight.flatten(1), conv.bias) + (v.pos_embed(indices) * weights[:, :, None]).sum(1)).to(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32)
         for i, block in enumerate(v.blocks):
             y = block.norm1(h)
             q, k, u = block.attn.qkv(y).view(B, N_IMAGE, 3, block.attn.num_heads, -1).permute(2, 0, 3, 1, 4)
             q, k = (t * cos.to(t.dtype) + rotate_half(t) * sin.to(t.dtype) for t in (q, k))
-            a = torch.matmul(torch.matmul(q * block.attn.scaling, k.transpose(-1, -2)).softmax(-1).to(u.dtype), u)
+            a = attention(q, k, u, block.attn.scaling)
             h = h + block.attn.proj(a.transpose(1, 2).reshape(B, N_IMAGE, -1))
             h = h + block.mlp(block.norm2(h))
             if i in v.deepstack_visual_indexes: shortcut = v.deepstack_merger_list[0](h.reshape(-1, h.shape[-1]))
@@ -131,9 +135,11 @@ class Teacher(nn.Module):
         with torch.autocast("cpu", torch.bfloat16):
             seen, shortcut = self.look(np.stack([as_seen(s.image) for s in scenes]))
             prefix = E(self.prefix_ids).expand(len(ids), -1, -1)
-            x = torch.cat([prefix[:, :2], seen.to(prefix.dtype), prefix[:, -1:], E(ids)], 1)
+            x = torch.cat([prefix[:, :2], seen.to(prefix.dtype), prefix[:, -1:], E(ids)], 1).to(seen.dtype)
+            bias = torch.zeros(mask.shape, dtype=x.dtype).masked_fill_(~mask, -1e4)
             pictures = torch.zeros(x.shape[:2], dtype=torch.bool); pictures[:, 2:2 + N_IMAGE] = True
-            h = text(inputs_embeds=x, attention_mask=mask, position_ids=positions, use_cache=False, visual_pos_masks=pictures, deepstack_visual_embeds=[shortcut]).last_hidden_state[:, N_PREFIX:]
+            asked = torch.arange(N_PREFIX, x.shape[1]).expand(len(x), -1)  # nothing is said at the picture: the last layer leaves it out
+            with last_layer_at(text, asked): h = text(inputs_embeds=x, attention_mask=bias, position_ids=positions, use_cache=False, visual_pos_masks=pictures, deepstack_visual_embeds=[shortcut]).last_hidden_state
             b, row, target, weight = (torch.tensor(c) for c in zip(*hard))
             said = (F.cross_entropy(F.linear(h[b, row], E.weight).float(), target, reduction="none") * weight).sum()/weight.sum()
             placed = ground = torch.zeros(())

@@ -14,7 +14,7 @@ from vlm_agent.environment import SIZE, TOYS, draw_widgets
 W, H = SIZE
 RGB = {"red": [(255, 0, 0), (220, 40, 40)], "green": [(0, 128, 0), (40, 160, 60)], "blue": [(0, 0, 255), (50, 80, 220)], "yellow": [(255, 255, 0), (240, 210, 40)],
        "purple": [(128, 0, 128), (150, 50, 180)], "orange": [(255, 165, 0), (245, 140, 30)], "black": [(0, 0, 0), (25, 25, 25)], "grey": [(128, 128, 128), (150, 150, 150)],
-       "pink": [(255, 192, 203), (255, 150, 190)], "cyan": [(0, 255, 255), (60, 220, 230)]}
+       "pink": [(255, 192, 203), (255, 150, 190)], "cyan": [(0, 255, 255), (60, 220, 230)], "lime": [(0, 255, 0), (60, 240, 40)], "magenta": [(255, 0, 255), (235, 40, 230)]}
 ASKS = dict(
     colour=["Click the {} button.", "Click on the {} colored box.", "Click the {} box.", "Press the {} button."],
     button=['Click the "{}" button.', 'Click "{}".', 'Click on the "{}" button.', "Click button {}."],
@@ -81,6 +81,19 @@ def scatter(rng, sizes, top):
     return boxes
 
 
+def column(rng, sizes, top, style):
+    "Boxes one below the other, now and then two beside each other, with lines of text and empty fields in between, as a simple form has them; or None; -> boxes, boxes of the fields."
+    left, y, boxes, fields = rng.choice([2, 2, 8, rng.randint(2, 40)]), top + rng.randint(2, 30), [], []
+    for w, h in sizes:
+        for _ in range(rng.choice([0, 0, 1, 1, 2])):
+            if rng.random() < 0.5: style.pen.text((left, y), " ".join(made_up(rng) for _ in range(rng.randint(1, 3)))[:24], fill=(0, 0, 0), font=font(style.which, 10)); y += 11
+            else: fields.append((left, y, rng.randint(40, 148 - left), rng.randint(18, 21))); y += fields[-1][3] + 1
+        x = left
+        if boxes and rng.random() < 0.2 and sum(boxes[-1][::2]) + w < W - 4 and boxes[-1][1] + boxes[-1][3] < y <= boxes[-1][1] + boxes[-1][3] + 6: x, y = sum(boxes[-1][::2]) + 2, boxes[-1][1]
+        boxes.append((x, y, w, h)); y += h + rng.randint(1, 6)
+    return (boxes, fields) if y < H and all(x + w < W for x, _, w, _ in boxes) else (None, [])
+
+
 class Style:
     "Fonts, lines and backgrounds of one screen."
     def __init__(self, rng):
@@ -101,15 +114,16 @@ class Style:
             d.rounded_rectangle([x, y, x + w, y + h], self.radius, fill=face, outline=self.line)
             if t.kind == "tab": d.line([x + 1, y + h, x + w - 1, y + h], fill=face)
         if not t.word: return
-        points = self.points
-        while font(self.which, points).getlength(t.word) > w - 2 and points > 9: points -= 1
+        points, word = self.points, t.word
+        if self.width(word) > w - 4: word = word.replace(" ", "\n")
+        while max(font(self.which, points).getlength(line) for line in word.split("\n")) > w - 2 and points > 9: points -= 1
         ink = (0, 0, 0)
         if t.kind == "button" and 0.3 * face[0] + 0.59 * face[1] + 0.11 * face[2] <= 110: ink = (255, 255, 255)
         if t.kind == "checkbox":
             d.rectangle([x, y + h/2 - 6, x + 12, y + h/2 + 6], fill="white", outline=(118, 118, 118))
             d.text((x + 18, y + h/2), t.word, fill=ink, font=font(self.which, points), anchor="lm"); return
         if t.kind == "link": ink = (0, 0, 238); d.line([x + 2, y + h/2 + points/2, x + w - 2, y + h/2 + points/2], fill=ink)
-        d.text((x + w/2 + rng.random(), y + h/2 + rng.random()), t.word, fill=ink, font=font(self.which, points), anchor="mm")
+        d.text((x + w/2 + rng.random(), y + h/2 + rng.random()), word, fill=ink, font=font(self.which, points), anchor="mm", align="center", spacing=1)
 
     def distract(self, taken, top):
         "Lines of text, empty fields, a window's frame: nothing that a goal is about; the fields are returned."
@@ -142,7 +156,9 @@ class Style:
     def finish(self, asked, top):
         "The screenshot, with the instruction in a yellow bar if there is room for it, and with a little noise now and then."
         if top:
-            self.pen.rectangle([0, 0, W, top - 1], fill=(255, 255, 0)); self.pen.text((4, 6), asked[:30], fill=(0, 0, 0), font=font(self.which, self.rng.choice([10, 11])))
+            ink = font(self.which, self.rng.choice([10, 11])); swatch = next((c for c in COLOURS if f" {c} " in asked), None) if self.rng.random() < 0.4 else None
+            self.pen.rectangle([0, 0, W, top - 1], fill=(255, 255, 0)); self.pen.text((4, 6), asked[:30] if swatch is None else asked.replace(swatch, "     ")[:32], fill=(0, 0, 0), font=ink)
+            if swatch: x = 4 + ink.getlength(asked[:asked.index(swatch)]); self.pen.rectangle([x, 5, x + 11, 16], fill=paint(self.rng, swatch), outline=(0, 0, 0))  # the colour instead of its name
         a = np.asarray(self.image)
         if self.rng.random() < 0.3: a = np.clip(a.astype(np.int16) + np.random.RandomState(self.rng.randrange(1 << 30)).randint(-6, 7, a.shape), 0, 255).astype(np.uint8)
         return a
@@ -198,17 +214,17 @@ def scene(rng:random.Random, kind:str=None, mix=MIX, strange:float=0.12)->Scene:
         elif kind == "window": sizes = [(rng.randint(50, 130), rng.randint(20, 90))]  # of lines of text, which nothing is asked about
         elif kind == "single":
             if rng.random() < 0.5: colours = rng.sample(COLOURS, 1)
-            else: labels = words(rng, 1, strange)
-            sizes = [(rng.randint(24, 100), rng.randint(16, 60 if top else 100))]
+            else: labels = words(rng, 1, strange) if rng.random() < 0.7 else [" ".join(rng.choice([made_up(rng).title(), made_up(rng), rng.choice(LABELS)]) for _ in range(2))]
+            sizes = [(rng.randint(24, 100), rng.randint(16, 100))] if rng.random() < 0.5 else [(a, a) for a in [rng.randint(24, 100)]]
         else:
             if kind == "both": colours = rng.sample(COLOURS, n)
             labels, extra = words(rng, n, strange), {"checkbox": 20}.get(look, 0)
             tight = look != "button" or rng.random() < 0.6
             sizes = [(s.width(w) + extra + rng.randint(8, 16), rng.randint(s.points + 5, s.points + 10)) if tight else (rng.randint(max(36, s.width(w) + 4), max(74, s.width(w) + 6)), rng.randint(17, 42)) for w in labels]
             if kind == "typing": sizes[0] = (rng.randint(60, 140), rng.randint(18, 24)); kinds[0], labels[0] = "field", None
-        boxes = scatter(rng, sizes, top)
+        boxes, between = column(rng, sizes, top, s) if kind == "text" and rng.random() < 0.3 else (scatter(rng, sizes, top), [])
         if boxes: break
-    cross = s.window(boxes, top) if kind == "window" or kind == "text" and rng.random() < 0.2 else None
+    cross = s.window(boxes, top) if kind == "window" or kind == "text" and not between and rng.random() < 0.2 else None
     if kind == "window":
         if cross is None: return scene(rng, kind, mix, strange)
         (x, y, w, h), = boxes
@@ -223,7 +239,9 @@ def scene(rng:random.Random, kind:str=None, mix=MIX, strange:float=0.12)->Scene:
     if kind == "shape" and rng.random() < 0.3:  # a colour alone will do where no other shape has it
         goals = [Goal(f"Click the {t.colour} shape.", "shape", g.box, g.name) if colours.count(t.colour) == 1 else g for t, g in zip(things, goals)]
     if kind == "both": goals += [Goal(rng.choice(ASKS["button"]).format(t.word), "text", t.box, t.word) for t in things if rng.random() < 0.5]
-    fields = s.distract(boxes, top) if kind != "shape" and rng.random() < 0.25 else []
+    fields = [Thing(box, "field") for box in between]
+    for t in fields: s.draw(t)
+    if not between and kind != "shape" and rng.random() < 0.25: fields = s.distract(boxes, top)
     return Scene(s.finish(rng.choice(goals).text, top), goals, things + fields)
 
 
