@@ -1,4 +1,4 @@
-"""Pre-trains the tiny base: a 1.4M-parameter Qwen3-VL that follows simple instructions on 160x210 screens, in about 25 CPU-minutes on one core.
+"""Pre-trains the tiny base: a 1.4M-parameter Qwen3-VL that follows simple instructions on 160x210 screens, in half an hour on one CPU core.
 
     python examples/pretrain_tiny.py --seed 0 --output-dir runs/base-0        # the same command again goes on where it stopped
 
