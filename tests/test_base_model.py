@@ -111,6 +111,17 @@ def test_the_card_tells_the_measured_figures():
     for task, share in final.items(): assert f"{share:.1%}".replace("%", " %") in card, f"{task}: {share:.1%} is not in the card"
 
 
+def test_muon_by_shapes_takes_the_steps_of_torchs():
+    from pretrain_tiny import Muon
+    torch.manual_seed(0)
+    ours = [torch.nn.Parameter(torch.randn(shape)) for shape in ((128, 128), (384, 128), (128, 128), (128, 384))]; theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    a, b = Muon(ours, lr=0.02), torch.optim.Muon(theirs, lr=0.02, momentum=0.95, weight_decay=0.01)
+    for _ in range(3):
+        for p, q in zip(ours, theirs): p.grad = torch.randn_like(p); q.grad = p.grad.clone()
+        a.step(); b.step()
+    for p, q in zip(ours, theirs): torch.testing.assert_close(p, q, rtol=0, atol=1e-3)  # its products are in bfloat16, a step is about 0.02
+
+
 def test_packed_questions_get_the_logits_of_stock(stock):
     "Pre-training's one pass for all questions of a screenshot equals a pass for each of them."
     import pretrain_tiny as recipe
