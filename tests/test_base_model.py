@@ -131,7 +131,7 @@ def test_packed_questions_get_the_logits_of_stock(stock):
     model, processor = stock
     teacher, rng = Teacher(model, build_tokenizer()), random.Random(0)
     scenes = [scene(rng, kind) for kind in ("text", "typing")]
-    asked = [recipe.questions(teacher, rng, s, 4, 1, 0.5) for s in scenes]
+    asked = [recipe.questions(teacher, rng, s, 0.5, goals=4) for s in scenes]
     with torch.no_grad():
         ids, mask, positions, _, _ = teacher.pack(asked)
         seen, shortcut = teacher.look(np.stack([as_seen(s.image) for s in scenes]))
@@ -147,6 +147,23 @@ def test_packed_questions_get_the_logits_of_stock(stock):
                 n = len(q.asked + q.answer)
                 assert (h[b, at:at + n] @ E.weight.T - logits).abs().max() < 1e-3
                 at += n
+
+
+def test_captions_fill_a_row_and_crowds_teach_the_tower_alone(stock):
+    import pretrain_tiny as recipe
+    from folder import build_model, build_tokenizer
+    from packed import Teacher
+    from scenes import crowd, scene
+    tok, rng = build_tokenizer(), random.Random(0)
+    teacher = Teacher(build_model(tok, 0), tok); teacher.model.model.language_model.config._attn_implementation = "watched"
+    scenes = [scene(rng, kind) for kind in ("colour", "text", "single", "window")]
+    asked = [recipe.questions(teacher, rng, s, 0.5) for s in scenes]
+    for s, qs in zip(scenes, asked):
+        lengths = [len(q.asked) + len(q.answer) for q in qs]
+        assert len(qs) > min(5, len(s.goals)) and (sum(lengths) <= 90 or len(qs) <= 5)  # all goals and what there is room for
+    alone, beside = (teacher(scenes, asked, crowds)[1] for crowds in ([], [crowd(rng) for _ in range(3)]))
+    for part in ("said", "placed", "ground"): assert beside[part] == pytest.approx(alone[part], rel=0.02)  # in bfloat16
+    assert abs(beside["dense"] - alone["dense"]) > 0.01
 
 
 def test_no_scene_goes_out_of_its_screen_and_every_goal_is_on_it():

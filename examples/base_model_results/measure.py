@@ -96,7 +96,7 @@ def rejection(a):
     meter, wall = Meter(), time.time()
     result = train_with_orchestration(model, task=a.task, seed=a.seed, output_dir=str(run), max_steps=steps, history=a.history, eval_episodes=a.episodes,
                                       num_training_steps=a.rounds * a.steps, steps_per_round=a.steps, tasks_per_round=a.states, samples_per_task=a.samples, batch_size=16,
-                                      learning_rate=a.learning_rate or (4e-3 if a.lora else 8e-4), demonstrations=str(shown) if shown.exists() else None,
+                                      learning_rate=a.learning_rate or (4e-3 if a.lora else 4e-4), demonstrations=str(shown) if shown.exists() else None,
                                       warm_start_steps=a.warm_start if a.demonstrations else 0, algorithm=RejectionSampling(balance=a.balance, drop_idle=not a.keep_idle), progress=False, callbacks=(meter,))
     spent = dict(**meter.to_dict(), wall_minutes=round((time.time() - wall)/60, 2))
     said = [s.prediction.text for r in result.rounds for t in TrajectoryFile(run/"rounds"/f"{r['round']:04d}") if t.success for s in t.steps]

@@ -263,14 +263,21 @@ def toy_scene(rng)->Scene:
 
 
 def crowd(rng)->Scene:
-    "A crowded screen without goals, for the vision tower alone: words, colours and shapes side by side."
-    s, things = Style(rng), []
-    for _ in range(rng.randint(8, 14)):
+    "A crowded screen without goals, for the vision tower alone: words, colours and shapes side by side, often with a form's column of words."
+    s, things, lines = Style(rng), [], []
+
+    def labelled():
+        word, colour = rng.choice(LABELS), rng.choice(COLOURS) if rng.random() < 0.2 else None
+        size = (s.width(word) + rng.randint(8, 16), rng.randint(s.points + 5, s.points + 10)) if rng.random() < 0.7 else (rng.randint(max(36, s.width(word) + 4), max(60, s.width(word) + 6)), rng.randint(17, 40))
+        return word, colour, "button" if colour or lines or rng.random() < 0.7 else rng.choice(["link", "tab"]), *size
+
+    if rng.random() < 0.4:
+        named = [labelled() for _ in range(rng.randint(3, 5))]
+        boxes, lines = column(rng, [t[3:] for t in named], 0, s)
+        things = [Thing(box, *t[2::-1]) for box, t in zip(boxes or [], named)] + [Thing(box, "field") for box in lines]
+    for _ in range(rng.randint(8, 14) - len(things)):
         u = rng.random()
-        if u < 0.7:
-            word, colour, kind = rng.choice(LABELS), rng.choice(COLOURS) if rng.random() < 0.2 else None, "button"
-            w, h = (s.width(word) + rng.randint(8, 16), rng.randint(s.points + 5, s.points + 10)) if rng.random() < 0.7 else (rng.randint(max(36, s.width(word) + 4), max(60, s.width(word) + 6)), rng.randint(17, 40))
-            if not colour and rng.random() < 0.3: kind = rng.choice(["link", "tab"])
+        if u < 0.7: word, colour, kind, w, h = labelled()
         elif u < 0.78: word, colour, kind, w, h = None, rng.choice(COLOURS), "button", rng.randint(20, 44), rng.randint(16, 40)
         elif u < 0.82: word, colour, kind, w, h = None, None, "field", rng.randint(40, 120), rng.randint(18, 24)
         else: word, colour, kind = None, rng.choice(COLOURS), rng.choice(SHAPES); w = h = rng.randint(16, 34)
