@@ -149,7 +149,7 @@ def test_packed_questions_get_the_logits_of_stock(stock):
                 at += n
 
 
-def test_captions_fill_a_row_and_crowds_teach_the_tower_alone(stock):
+def test_captions_fill_a_row_and_crowds_teach_the_tower_alone():
     import pretrain_tiny as recipe
     from folder import build_model, build_tokenizer
     from packed import Teacher

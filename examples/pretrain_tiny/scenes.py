@@ -264,17 +264,17 @@ def toy_scene(rng)->Scene:
 
 def crowd(rng)->Scene:
     "A crowded screen without goals, for the vision tower alone: words, colours and shapes side by side, often with a form's column of words."
-    s, things, lines = Style(rng), [], []
+    s, things, fields = Style(rng), [], []
 
     def labelled():
         word, colour = rng.choice(LABELS), rng.choice(COLOURS) if rng.random() < 0.2 else None
         size = (s.width(word) + rng.randint(8, 16), rng.randint(s.points + 5, s.points + 10)) if rng.random() < 0.7 else (rng.randint(max(36, s.width(word) + 4), max(60, s.width(word) + 6)), rng.randint(17, 40))
-        return word, colour, "button" if colour or lines or rng.random() < 0.7 else rng.choice(["link", "tab"]), *size
+        return word, colour, "button" if colour or fields or rng.random() < 0.7 else rng.choice(["link", "tab"]), *size
 
     if rng.random() < 0.4:
         named = [labelled() for _ in range(rng.randint(3, 5))]
-        boxes, lines = column(rng, [t[3:] for t in named], 0, s)
-        things = [Thing(box, *t[2::-1]) for box, t in zip(boxes or [], named)] + [Thing(box, "field") for box in lines]
+        boxes, fields = column(rng, [t[3:] for t in named], 0, s)
+        things = [Thing(box, *t[2::-1]) for box, t in zip(boxes or [], named)] + [Thing(box, "field") for box in fields]
     for _ in range(rng.randint(8, 14) - len(things)):
         u = rng.random()
         if u < 0.7: word, colour, kind, w, h = labelled()
