@@ -80,7 +80,7 @@ class PeakTracker(TorchDispatchMode):
         out = self._run(f, args, kwargs)
         for o in _tensors(out):
             if o.untyped_storage()._cdata not in given: self.track(o, self._category(o, phase))
-        workspace = _workspace(f, args, self.block)
+        workspace = _workspace(f, args, self.block, kwargs.get("out"))
         if self.total + workspace > self.peak:
             self.peak, self.peak_at = self.total + workspace, (phase, str(f))
             self.peak_by = {k: v for k, v in {**self.by, "workspace": workspace}.items() if v}
@@ -125,7 +125,7 @@ def _in_steps(f, args):
 _MIXES = ("add", "sub", "mul", "div", "where")
 _PRODUCTS, _CONVOLUTIONS = ("mm", "addmm", "bmm", "baddbmm", "linear"), ("convolution", "convolution_backward")
 
-def _workspace(f, args, block):
+def _workspace(f, args, block, out=None):
     "Bytes that an operation takes for itself while it runs."
     name, gpu = str(f), block > 1
     if gpu and "flash_attention" in name and "backward" in name:  # sums in float32, rows and heads rounded up
@@ -137,7 +137,7 @@ def _workspace(f, args, block):
         floats = [x for x in args if isinstance(x, torch.Tensor) and x.dim() and x.is_floating_point()]
         widest = max((x.itemsize for x in floats), default=0)
         return sum(x.numel() * widest for x in [*floats, *floats[:kind.endswith("_")]] if x.itemsize < widest)  # in place: one copy to read, one to write
-    if not gpu and (kind in _CONVOLUTIONS or kind in _PRODUCTS and args[0].itemsize == 2): return _scratch(f, *map(_form, args))
+    if not gpu and (kind in _CONVOLUTIONS or kind in _PRODUCTS and args[0].itemsize == 2): return _scratch(f, _form(out), *map(_form, args))
     return 0
 
 def _form(x): return (torch.Tensor, tuple(x.shape), x.stride(), x.dtype) if isinstance(x, torch.Tensor) else tuple(x) if isinstance(x, list) else x
@@ -147,7 +147,8 @@ def _scratch(f, *forms):
     "Bytes that this processor's kernel takes beside its results."
     def made(form): return torch.empty_strided(*form[1:3], dtype=form[3]).zero_() if isinstance(form, tuple) and form[:1] == (torch.Tensor,) else form
     with unset_fake_temporarily():
-        given = list(map(made, forms)); out = []
+        place, *given = map(made, forms); out = []
+        if place is not None: return _account(lambda: f(*given, out=place))[0]
         return _account(lambda: out.append(f(*given)))[0] - sum(t.untyped_storage().nbytes() for t in _tensors(out))
 
 _FORWARD = "forward of a wrapper"

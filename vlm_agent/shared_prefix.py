@@ -125,12 +125,15 @@ def products(module, query, key, value, attention_mask, scaling=None, dropout=0.
     if query.dtype != torch.bfloat16 or dropout or (Q > 512 if graph else Q < 32 or _TILES): return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, is_causal=is_causal, **kwargs)
     if causal := attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal): attention_mask = torch.ones(Q, K, dtype=torch.bool, device=query.device).tril(K - Q)[None, None]
     bias = attention_mask if attention_mask is None or attention_mask.is_floating_point() else torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill_(~attention_mask, float("-inf"))
-    query, key, out = query * (scaling or D ** -0.5), key.transpose(2, 3), []
-    for q, at in zip(query.split(n := 128 if graph else 256, 2), range(0, Q, n)):
+    query, key, out, n = query * (scaling or D ** -0.5), key.transpose(2, 3), [], 128 if graph else 256
+    room = None if graph else query.new_empty(B * H * min(n, Q) * K)
+    for q, at in zip(query.split(n, 2), range(0, Q, n)):
         end = min(K, K - Q + at + n) if causal else K
-        scores = q.reshape(B, N, -1, D) @ key[..., :end]  # heads that share a key: one below the other
+        q = q.reshape(B, N, -1, D)  # heads that share a key: one below the other
+        place = None if graph else room[:q.numel() // D * end].view(B, N, -1, end)  # fresh memory would take longer than the products
+        scores = torch.matmul(q, key[..., :end], out=place)
         if bias is not None: scores += bias[:, :, at:at + n, :end].repeat(1, 1, H // N, 1)
-        out.append((scores.softmax(-1) @ value[:, :, :end]).view(B, H, -1, value.shape[-1]))
+        out.append((torch.softmax(scores, -1, out=place) @ value[:, :, :end]).view(B, H, -1, value.shape[-1]))
     return (torch.cat(out, 2) if len(out) > 1 else out[0]).transpose(1, 2), None
 
 # %% ../nbs/03_shared_prefix.ipynb #fba1d14b
