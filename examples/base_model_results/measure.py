@@ -3,6 +3,7 @@
     python examples/base_model_results/measure.py zero-shot                                  # every task of TASKS: zero_shot.json
     python examples/base_model_results/measure.py rejection --task miniwob/focus-text        # one run: rejection/TASK-full-SEED.json
     python examples/base_model_results/measure.py rejection --task miniwob/focus-text --lora # adapters on a frozen tower
+    python examples/base_model_results/measure.py rejection --task miniwob/click-test-2 --balance --drop-all-solved --rounds 6 --steps 50 --batch-size 8 --learning-rate 8e-4 --temperature 1.3
     python examples/base_model_results/measure.py rejection --task miniwob/enter-text --demonstrations 100 --max-steps 5
     python examples/base_model_results/measure.py forgetting --after FOLDER                  # the base's own tasks, before and after
 """
@@ -94,10 +95,10 @@ def rejection(a):
         env = make_env(a.task)
         TrajectoryFile(shown).append(*record_demonstrations(env, range(DEMONSTRATED, DEMONSTRATED + a.demonstrations), policy)); env.close()
     meter, wall = Meter(), time.time()
-    result = train_with_orchestration(model, task=a.task, seed=a.seed, output_dir=str(run), max_steps=steps, history=a.history, eval_episodes=a.episodes,
-                                      num_training_steps=a.rounds * a.steps, steps_per_round=a.steps, tasks_per_round=a.states, samples_per_task=a.samples, batch_size=16,
+    result = train_with_orchestration(model, task=a.task, seed=a.seed, output_dir=str(run), max_steps=steps, history=a.history, temperature=a.temperature, eval_episodes=a.episodes,
+                                      num_training_steps=a.rounds * a.steps, steps_per_round=a.steps, tasks_per_round=a.states, samples_per_task=a.samples, batch_size=a.batch_size,
                                       learning_rate=a.learning_rate or (4e-3 if a.lora else 4e-4), demonstrations=str(shown) if shown.exists() else None,
-                                      warm_start_steps=a.warm_start if a.demonstrations else 0, algorithm=RejectionSampling(balance=a.balance, drop_idle=not a.keep_idle), progress=False, callbacks=(meter,))
+                                      warm_start_steps=a.warm_start if a.demonstrations else 0, algorithm=RejectionSampling(balance=a.balance, drop_all_solved=a.drop_all_solved, drop_idle=not a.keep_idle), progress=False, callbacks=(meter,))
     spent = dict(**meter.to_dict(), wall_minutes=round((time.time() - wall)/60, 2))
     said = [s.prediction.text for r in result.rounds for t in TrajectoryFile(run/"rounds"/f"{r['round']:04d}") if t.success for s in t.steps]
     blind = success(blind_replay(said), a.task, a.episodes, steps).to_dict() if said else None
@@ -119,10 +120,10 @@ if __name__ == "__main__":
     p.add_argument("--base", type=Path, default=BASE); p.add_argument("--after", type=Path); p.add_argument("--name")
     p.add_argument("--task"); p.add_argument("--seed", type=int, default=0); p.add_argument("--episodes", type=int, default=200)
     p.add_argument("--lora", action="store_true"); p.add_argument("--rounds", type=int, default=3); p.add_argument("--steps", type=int, default=60, help="optimizer steps a round")
-    p.add_argument("--states", type=int, default=96); p.add_argument("--samples", type=int, default=8); p.add_argument("--learning-rate", type=float)
+    p.add_argument("--states", type=int, default=96); p.add_argument("--samples", type=int, default=8); p.add_argument("--learning-rate", type=float); p.add_argument("--batch-size", type=int, default=16); p.add_argument("--temperature", type=float, default=1.0, help="of the sampling")
     p.add_argument("--replay", type=int, default=20, help="demonstrations of each of the base's own tasks, kept in every batch's pool"); p.add_argument("--demonstrations", type=int, default=0, help="of the task's own oracle")
     p.add_argument("--warm-start", type=int, default=60); p.add_argument("--max-steps", type=int); p.add_argument("--history", type=int, default=0); p.add_argument("--run", help="keep the run's folder here"); p.add_argument("--tag", default=""); p.add_argument("--balance", action="store_true", help="weigh a start state by how seldom it was solved")
-    p.add_argument("--keep-idle", action="store_true", help="learn steps that changed nothing on the screen too")
+    p.add_argument("--drop-all-solved", action="store_true", help="leave out start states that every sample solved"); p.add_argument("--keep-idle", action="store_true", help="learn steps that changed nothing on the screen too")
     a = p.parse_args()
     torch.set_num_threads(1)
     {"zero-shot": zero_shot, "rejection": rejection, "forgetting": forgetting}[a.what](a)
