@@ -305,8 +305,8 @@ def tell(found):
         print(f"{name:34} {statistics.median(t):7.3f} CPU-seconds, the naive step takes {statistics.median(base) / statistics.median(t):5.1f} times as long")
 
 def keep(path, found):
-    "One entry for each size, resolution, k and device; a newer run replaces an older one."
-    path = Path(path); key = lambda f: [f[n] for n in ("size", "pixels", "k", "device")]
+    "One entry for each size, resolution, k, device and processor; a newer run replaces an older one."
+    path = Path(path); key = lambda f: [f[n] for n in ("size", "pixels", "k", "device", "processor")]
     have = [f for f in (json.loads(path.read_text()) if path.exists() else []) if key(f) != key(found)]
     rounded = json.loads(json.dumps(found), parse_float=lambda x: float(f"{float(x):.4g}"))
     path.parent.mkdir(parents=True, exist_ok=True); path.write_text("[\n" + ",\n".join(json.dumps(f) for f in [*have, rounded]) + "\n]\n")
