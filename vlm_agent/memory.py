@@ -143,11 +143,11 @@ def _workspace(f, args, block, out=None):
 def _form(x): return (torch.Tensor, tuple(x.shape), x.stride(), x.dtype) if isinstance(x, torch.Tensor) else tuple(x) if isinstance(x, list) else x
 
 @functools.cache
-def _scratch(f, *forms):
-    "Bytes that this processor's kernel takes beside its results."
+def _scratch(f, place, *forms):
+    "Bytes that this processor's kernel takes beside its results, or beside the place that they are written to."
     def made(form): return torch.empty_strided(*form[1:3], dtype=form[3]).zero_() if isinstance(form, tuple) and form[:1] == (torch.Tensor,) else form
     with unset_fake_temporarily():
-        place, *given = map(made, forms); out = []
+        place, given, out = made(place), list(map(made, forms)), []
         if place is not None: return _account(lambda: f(*given, out=place))[0]
         return _account(lambda: out.append(f(*given)))[0] - sum(t.untyped_storage().nbytes() for t in _tensors(out))
 

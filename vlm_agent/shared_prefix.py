@@ -130,7 +130,7 @@ def products(module, query, key, value, attention_mask, scaling=None, dropout=0.
     for q, at in zip(query.split(n, 2), range(0, Q, n)):
         end = min(K, K - Q + at + n) if causal else K
         q = q.reshape(B, N, -1, D)  # heads that share a key: one below the other
-        place = None if graph else room[:q.numel() // D * end].view(B, N, -1, end)  # fresh memory would take longer than the products
+        place = None if graph else room[:B * N * q.shape[2] * end].view(B, N, -1, end)  # fresh memory would take longer than the products
         scores = torch.matmul(q, key[..., :end], out=place)
         if bias is not None: scores += bias[:, :, at:at + n, :end].repeat(1, 1, H // N, 1)
         out.append((torch.softmax(scores, -1, out=place) @ value[:, :, :end]).view(B, H, -1, value.shape[-1]))
