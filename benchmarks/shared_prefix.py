@@ -108,10 +108,10 @@ def round_of(seed, screens, k, pixels):
 
 class Ours:
     def __init__(self, folder, fast, device="cpu", vision=False, tower=None, dtype="auto"):
-        from vlm_agent.wrapper import VLMWrapper
+        from vlm_agent.wrapper import VLMWrapper, make_optimizer
         self.vlm = VLMWrapper(folder, device=device, torch_dtype=dtype, use_lora=True, lora_config={**LORA, "vision": vision, **({"target_modules": None} if vision else {})}, max_new_tokens=TOKENS, fast=fast)
         if not vision: self.vlm.freeze_vision_encoder(dtype=tower)
-        self.optimizer = torch.optim.AdamW([p for p in self.vlm.parameters() if p.requires_grad], 1e-4)
+        self.optimizer = make_optimizer("adamw", [p for p in self.vlm.parameters() if p.requires_grad], 1e-4)
     def act(self, tasks, k): return self.vlm.sample([t[0] for t in tasks], [t[1] for t in tasks], k=k, temperature=1.0)
     def learn(self, samples):
         from vlm_agent.wrapper import training_step

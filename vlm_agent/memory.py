@@ -355,12 +355,12 @@ def predict_memory(model,                         # A Hub name of `known_models(
     with mode, tracker, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the kept features ask a fake tensor where it lies
         if phase == "acting": _act(vlm, batch, samples_per_screenshot)
-        else: _steps(vlm, parts, trained, optimizer, PRECISIONS[mixed_precision], step_in_backward, tracker, device == "cuda")
+        else: _steps(vlm, parts, trained, optimizer, PRECISIONS[mixed_precision], step_in_backward, tracker)
     return MemoryReport(tracker.peak, *tracker.peak_at, tracker.peak_by, settings)
 
-def _steps(vlm, batch, trained, optimizer, precision, step_in_backward, tracker, gpu):
+def _steps(vlm, batch, trained, optimizer, precision, step_in_backward, tracker):
     for p in trained: p.register_post_accumulate_grad_hook(lambda p: tracker.track(p.grad, "gradients", True))
-    optim = make_optimizer(optimizer, trained, fused=gpu)
+    optim = make_optimizer(optimizer, trained)
     optim.register_step_pre_hook(lambda *_: setattr(tracker, "stepping", True)); optim.register_step_post_hook(lambda *_: setattr(tracker, "stepping", False))
     for p in trained: p.grad = torch.empty_like(p)
     optim.step(); optim.zero_grad()

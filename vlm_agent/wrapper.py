@@ -624,10 +624,9 @@ def make_optimizer(name:str,            # "adamw", or "adamw8bit" (bitsandbytes)
                    lr:float=1e-3,
                    betas:tuple=(0.9, 0.95),
                    weight_decay:float=0.01,
-                   fused:bool=None,     # One kernel, without copies of the parameters on the way; None: on a GPU
                   )->torch.optim.Optimizer:
     "The optimizers by name."
-    if name == "adamw": return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=parameters[0].is_cuda if fused is None else fused)
+    if name == "adamw": return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)  # one kernel, without copies of the parameters on the way
     if name == "adamw8bit":
         try: import bitsandbytes
         except Exception as e: raise ImportError(f"optimizer='adamw8bit' needs bitsandbytes, which does not load here ({e}): pip install bitsandbytes, or use optimizer='adamw'") from e
