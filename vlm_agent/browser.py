@@ -318,15 +318,16 @@ def close(self:Chromium):
     if self.loop.is_running(): self.run(self._stop())
 
 # %% ../nbs/07_browser.ipynb #bfd123f9
-_shared = None
+_shared, _sharing = None, threading.Lock()
 
 def shared_chromium()->Chromium:
     "The process's own Chromium; $VLM_AGENT_PAGES says how many pages it may have (64)."
     global _shared
-    if _shared is None or _shared.pid != os.getpid():  # a forked child has no browser yet
-        _shared = Chromium(pages=int(os.environ.get("VLM_AGENT_PAGES", 64)))
-        atexit.register(_shared.close)
-    return _shared
+    with _sharing:
+        if _shared is None or _shared.pid != os.getpid():  # a forked child has no browser yet
+            _shared = Chromium(pages=int(os.environ.get("VLM_AGENT_PAGES", 64)))
+            atexit.register(_shared.close)
+        return _shared
 
 # %% ../nbs/07_browser.ipynb #d5878fba
 KEYS = {"ctrl": "Control", "control": "Control", "shift": "Shift", "alt": "Alt", "option": "Alt", "meta": "Meta", "cmd": "Meta", "command": "Meta", "super": "Meta", "win": "Meta",
