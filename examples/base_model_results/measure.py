@@ -95,7 +95,7 @@ def rejection(a):
         env = make_env(a.task)
         TrajectoryFile(shown).append(*record_demonstrations(env, range(DEMONSTRATED, DEMONSTRATED + a.demonstrations), policy)); env.close()
     meter, wall = Meter(), time.time()
-    result = train_with_orchestration(model, task=a.task, seed=a.seed, output_dir=str(run), max_steps=steps, history=a.history, temperature=a.temperature, eval_episodes=a.episodes,
+    result = train_with_orchestration(model, task=a.task, seed=a.seed, output_dir=str(run), max_steps=steps, num_envs=32, history=a.history, temperature=a.temperature, eval_episodes=a.episodes,
                                       num_training_steps=a.rounds * a.steps, steps_per_round=a.steps, tasks_per_round=a.states, samples_per_task=a.samples, batch_size=a.batch_size,
                                       learning_rate=a.learning_rate or (4e-3 if a.lora else 4e-4), demonstrations=str(shown) if shown.exists() else None,
                                       warm_start_steps=a.warm_start if a.demonstrations else 0, algorithm=RejectionSampling(balance=a.balance, drop_all_solved=a.drop_all_solved, drop_idle=not a.keep_idle), progress=False, callbacks=(meter,))
