@@ -61,6 +61,7 @@ TEMPLATE = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['conten
             "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 PROMPT = ("You are a UI agent. Look at the screenshot and reply with one action. Actions: click(x, y), type(\"text\"), scroll(dx, dy), press(key), done(). "
           "Task: open the settings page and turn on the dark mode option. Step {step} of 10.")
+IN_BFLOAT16 = ("ours, tower", "ours, bf16", "trl, auto", "trl, bf16")
 TOKENS = 12  # of an answer
 SIZES = {  # text, multimodal positions, vision
     "tiny": (dict(hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, vocab_size=512), [4, 6, 6], dict(depth=4, embed_dim=128, num_heads=4, hidden_size=128)),
@@ -196,6 +197,8 @@ def seconds(f, *args):
 def loops(folder, pixels, screens, k, repeats, only):
     "Seconds of acting and of learning of each contender, in turns."
     made = {"ours": lambda: Ours(folder, True), "ours, tower": lambda: Ours(folder, True, tower="bfloat16"), "ours, bf16": lambda: Ours(folder, True, dtype="bfloat16"), "plain": lambda: Ours(folder, False), "trl": lambda: TRL(folder, True), "trl, auto": lambda: TRL(folder, True, autocast=True), "trl, bf16": lambda: TRL(folder, True, dtype=torch.bfloat16), "trl default": lambda: TRL(folder, False), "hf": lambda: HF(folder)}
+    from vlm_agent.wrapper import slow_precision
+    if slow_precision(torch.bfloat16): made = {name: make for name, make in made.items() if name not in IN_BFLOAT16}; print("  left out, this processor has no bfloat16:", " | ".join(IN_BFLOAT16))
     there = {name: make() for name, make in made.items() if name in only}; took = {name: {"act": [], "learn": []} for name in there}
     for r in range(repeats + 1):
         for name, c in there.items():

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from folder import REPLY, build_image_processor, build_model, build_tokenizer, save
-from packed import Teacher
+from packed import PRECISION, Teacher, products
 from scenes import EASY, MIX, as_seen, crowd, scene
 
 TASKS = ("colour", "text", "shape", "single")
@@ -44,7 +44,7 @@ class Muon(torch.optim.Optimizer):
             for (rows, cols), ps in alike.items():
                 held = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in ps]
                 for p, m in zip(ps, held): m.lerp_(p.grad, 1 - g["momentum"])
-                turned = torch.stack([p.grad.lerp(m, g["momentum"]) for p, m in zip(ps, held)]).bfloat16()
+                turned = torch.stack([p.grad.lerp(m, g["momentum"]) for p, m in zip(ps, held)]).to(PRECISION)
                 if rows > cols: turned = turned.mT
                 turned = turned/turned.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
                 for _ in range(5):  # Newton-Schulz: towards the nearest orthogonal matrix (coefficients of Keller Jordan's Muon)
@@ -166,7 +166,7 @@ def main():
         if done < a.vision_steps:
             stage, share = "vision", min(1, (done + 1)/50)
             scenes = [crowd(rng) for _ in range(12)]
-            with torch.autocast("cpu", torch.bfloat16): loss = teacher.named_cells(teacher.look(np.stack([as_seen(s.image) for s in scenes]))[0], scenes)
+            with products(): loss = teacher.named_cells(teacher.look(np.stack([as_seen(s.image) for s in scenes]))[0], scenes)
             parts = dict(dense=loss.item())
         else:
             at = done - a.vision_steps

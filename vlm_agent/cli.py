@@ -184,6 +184,12 @@ def _cuda():
     if torch.backends.mps.is_available(): return "none; Apple GPU available (device='mps')", ""
     return "none", "train the embedded tiny model on the CPU; for real models use a machine with an NVIDIA GPU"
 
+def _bfloat16():
+    import torch
+    from vlm_agent.wrapper import slow_precision
+    slow = slow_precision(torch.bfloat16)
+    return "slow on this CPU" if slow else "usable on this CPU", "on the CPU load models with torch_dtype='float32'" if slow else ""
+
 def _chromium():
     try:
         from vlm_agent.browser import find_chromium
@@ -200,7 +206,7 @@ def doctor():
     rows = [("python", sys.version.split()[0], "" if sys.version_info >= (3, 11) else "install Python 3.11 or newer"),
             ("cores", str(os.cpu_count()), "")]
     rows += [(p, _version(p) or "missing", "" if _version(p) else f"pip install {p}") for p in ("torch", "transformers", "peft", "accelerate", "bitsandbytes")]
-    rows += [("torchvision", *_torchvision()), ("CUDA", *_cuda()), ("Chromium", *_chromium()),
+    rows += [("torchvision", *_torchvision()), ("CUDA", *_cuda()), ("bfloat16", *_bfloat16()), ("Chromium", *_chromium()),
              ("disk", f"{disk.free / 2**30:.0f} GiB free here", "" if disk.free > 20 * 2**30 else "a 2B model and its checkpoints want 20 GiB"),
              ("model cache", f"{cache}: " + (", ".join(models) or "empty"), "" if models else "hf download Qwen/Qwen2-VL-2B-Instruct, on a machine with network")]
     for what, has, todo in rows: print(f"{what:<13} {has}" + (f"\n{'':13} -> {todo}" if todo else ""))

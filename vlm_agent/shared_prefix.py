@@ -175,7 +175,7 @@ class Features:
     def __call__(self, pictures:list # Of `pictures_of`
                 ):                   # What `get_image_features` gives for all of them, in this order; None without pictures
         if not pictures: return None
-        if torch.is_grad_enabled() and self.trained: return self._learnt(pictures)
+        if torch.is_grad_enabled() and self.trained: self.forget(); return self._learnt(pictures)  # a step may follow, and some optimizers write behind torch's back
         if (state := self._state()) != self.state: self.forget(); self.state = state
         for name, inputs in pictures:
             if name in self.kept: self.kept.move_to_end(name); continue
@@ -194,7 +194,7 @@ class Features:
 
     def _tensors(self): return [p for part in self.parts for p in (part.parameters() if isinstance(part, nn.Module) else [part])]
     def _state(self):
-        "Changes with every change of the tower that torch knows of."
+        "Changes with every change of the tower that torch knows of; a fused optimizer's is none."
         switches = [(str(m.active_adapters), m.disable_adapters, tuple(m.merged_adapters)) for m in self.modules if hasattr(m, "merged_adapters")]
         return [(id(p), p.data_ptr(), p._version) for p in self._tensors()], switches, self.model.dtype
 

@@ -33,7 +33,7 @@ from .evaluation import Evaluation, evaluate, wilson
 from .rejection_sampling import RejectionSampling
 from .runner import ModelPolicy, RunError, TaskRunner, random_policy, record_demonstrations
 from .server import connect, make_env, start_server
-from .wrapper import PRECISIONS, load_model, make_optimizer, training_step
+from .wrapper import PRECISIONS, load_model, make_optimizer, training_step, warn_of_precision
 
 # %% auto #0
 __all__ = ['HELD_OUT', 'DEMONSTRATED', 'training_seeds', 'write_whole', 'put_away', 'RunFolder', 'read_metrics', 'ProgressBar',
@@ -210,6 +210,7 @@ class Trainer:
                  log_dir:str=None,            # Where the tracker writes
                  memory_gb:float=None):       # GiB for a step, checked before the first one; None: what the GPU has; on a CPU nothing is checked
         if mixed_precision not in PRECISIONS: raise ValueError(f"mixed_precision must be one of {', '.join(map(repr, PRECISIONS))}, got {mixed_precision!r}")
+        if PRECISIONS[mixed_precision]: warn_of_precision(PRECISIONS[mixed_precision], model.device, "use mixed_precision='no'")
         self.accelerator = Accelerator(mixed_precision="no", cpu=model.device.type == "cpu", log_with=log_with, project_dir=log_dir)
         if self.accelerator.distributed_type == DistributedType.FSDP: raise ValueError("accelerate was told to shard the model (FSDP), but a sharded model cannot act: leave use_fsdp out, every process then holds the whole model; LoRA, 4-bit weights and optimizer='adamw8bit' make it small")
         self.model, self.rate, self.optimizer_name = model, learning_rate, optimizer

@@ -34,8 +34,8 @@ from .shared_prefix import Features, Merged, Patches, Prompt, answer_nll, base_o
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # it advises a package that we have no use for, at each import
 
 # %% auto #0
-__all__ = ['PRECISIONS', 'to_rgb', 'skeleton', 'VLMWrapper', 'uniform_numbers', 'draw', 'make_optimizer', 'training_step',
-           'load_model']
+__all__ = ['PRECISIONS', 'to_rgb', 'slow_precision', 'warn_of_precision', 'skeleton', 'VLMWrapper', 'uniform_numbers', 'draw',
+           'make_optimizer', 'training_step', 'load_model']
 
 # %% ../nbs/04_wrapper.ipynb #94587db5
 def to_rgb(image # PIL; numpy (H, W), (H, W, 3), (H, W, 4) of uint8 or float in [0, 1]; a tensor of these shapes or (3, H, W)
@@ -133,6 +133,18 @@ def _dtype(given):
     name = str(given).removeprefix("torch.")
     if name not in known: raise ValueError(f"torch_dtype must be 'auto', {', '.join(map(repr, known))} or a torch dtype, got {given!r}{nearest(name, known)}")
     return known[name]
+
+# %% ../nbs/04_wrapper.ipynb #158320ee
+def slow_precision(dtype,        # A torch dtype
+                   device="cpu", # Where it is computed in
+                  )->bool:       # False also where nobody knows
+    "Whether this CPU has no instructions for products in this precision."
+    has = getattr(torch.ops.mkldnn, {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}.get(dtype, ""), None)
+    return has is not None and torch.device(device).type == "cpu" and not has()
+
+def warn_of_precision(dtype, device, remedy):
+    "A warning where `slow_precision`, at the line that called our caller."
+    if slow_precision(dtype, device): warnings.warn(f"this CPU has no instructions for {str(dtype).removeprefix('torch.')} and is many times slower in it than in float32: {remedy}", stacklevel=3)
 
 # %% ../nbs/04_wrapper.ipynb #771e341d
 def _with_lora(model, family, given):
@@ -268,6 +280,7 @@ class VLMWrapper(nn.Module):
         elif quantised: model.requires_grad_(False)  # whole numbers have no gradients
         if load_in_4bit: _keep_packing(model)
         self._furnish(model, processor, max_new_tokens, temperature, do_sample, fast)
+        if not quantised: warn_of_precision(self.dtype, self.device, f"pass torch_dtype='float32' ({4 * self.get_total_parameters()/2**30:.2g} GiB of weights)")
 
     @classmethod
     def around(cls, model, # A Hugging Face or PEFT model
@@ -706,6 +719,7 @@ def freeze_vision_encoder(self:VLMWrapper,
     names = (vision,) if isinstance(vision, str) else vision or self.family.vision
     found = parts(self.model, names)
     if not found: raise ValueError(f"no vision tower found in {self.name}: looked for {', '.join(names)}; pass its attribute name as `vision=`")
+    if dtype is not None: warn_of_precision(_dtype(dtype), self.device, "leave dtype out")
     for path, part in found.items():
         part.requires_grad_(False)
         if dtype is not None and isinstance(part, nn.Module): part.to(_dtype(dtype))

@@ -11,11 +11,17 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import get_vision_interpolat
 from folder import ASK, GRID, PATCH, REPLY, SEEN
 from scenes import H, NAMED, as_seen, caption, cells
 from vlm_agent.shared_prefix import last_layer_at
+from vlm_agent.wrapper import slow_precision
 
 ROWS, COLS = SEEN[1]//PATCH, SEEN[0]//PATCH
 N_IMAGE, N_PREFIX = ROWS * COLS, ROWS * COLS + 3  # <|im_start|>user\n<|vision_start|> ... <|vision_end|>
+PRECISION = torch.float32 if slow_precision(torch.bfloat16) else torch.bfloat16  # of products
 GROUND_LAYER, GROUND_HEADS = 1, 2  # where the grounding loss looks: text layer 1, heads 0 and 1
 
+
+def products():
+    "A context in which matrices are multiplied in `PRECISION`."
+    return torch.autocast("cpu", torch.bfloat16, enabled=PRECISION == torch.bfloat16)
 
 def attention(q, k, v, scaling, bias=0.0):
     "In the precision of its inputs: autocast would hold the scores in float32."
@@ -132,7 +138,7 @@ class Teacher(nn.Module):
         "The loss on all questions of a batch of scenes; of `crowds` the tower alone says what they show."
         ids, mask, positions, hard, soft = self.pack(batch)
         E, text = self.embed, self.model.model.language_model
-        with torch.autocast("cpu", torch.bfloat16):
+        with products():
             shown = [*scenes, *crowds]
             looked, shortcut = self.look(np.stack([as_seen(s.image) for s in shown]))
             seen, shortcut = looked[:len(scenes)], shortcut[:len(scenes) * N_IMAGE]
