@@ -1,4 +1,4 @@
-"""Pre-trains the tiny base: a 1.4M-parameter Qwen3-VL that follows simple instructions on 160x210 screens, in 23 minutes on one CPU core.
+"""Pre-trains the tiny base: a 1.4M-parameter Qwen3-VL that follows simple instructions on 160x210 screens, in 23 minutes on one CPU core (43 where the processor has no bfloat16).
 
     python examples/pretrain_tiny.py --seed 0 --output-dir runs/base-0        # the same command again goes on where it stopped
 
@@ -128,7 +128,7 @@ def questions(teacher, rng, s, plain, goals=5, tokens=90):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--output-dir", type=Path, default=Path("runs/base-0"))
+    p.add_argument("--output-dir", type=Path, help="default: runs/base-SEED")
     p.add_argument("--vision-steps", type=int, default=2300, help="of stage 1, 12 crowded screens each")
     p.add_argument("--steps", type=int, default=4300, help="of stage 2, 8 screens each")
     p.add_argument("--crowds", type=int, default=3, help="crowded screens beside them, for the tower alone")
@@ -142,6 +142,8 @@ def main():
     p.add_argument("--scenes", type=int, default=512, help="held-out scenes of each task at the end")
     a = p.parse_args()
     torch.set_num_threads(1)
+    a.output_dir = a.output_dir or Path(f"runs/base-{a.seed}")
+    recipe = {k: v for k, v in vars(a).items() if k not in ("output_dir", "evaluate_every", "save_every", "scenes")}
     a.output_dir.mkdir(parents=True, exist_ok=True)
     tok = build_tokenizer()
     teacher = Teacher(build_model(tok, a.seed, theta=a.theta), tok, ground=a.ground)
@@ -150,6 +152,7 @@ def main():
     log, kept = a.output_dir/"log.jsonl", a.output_dir/"state.pt"
     if kept.exists():
         state = torch.load(kept, weights_only=True)
+        if state["recipe"] != recipe: raise SystemExit(f"{kept} was begun with {state['recipe']}, now it is {recipe}: take another --output-dir, or the same arguments")
         teacher.load_state_dict(state["teacher"]); done, spent = state["done"], state["spent"]
         for o, s in zip(optimizer.both, state["optimizers"]): o.load_state_dict(s)
         rng.setstate((state["rng"][0], tuple(state["rng"][1]), state["rng"][2]))
@@ -180,10 +183,10 @@ def main():
             paused = time.process_time()
             if stage == "goals" and done % a.evaluate_every == 0 and done < total: note(success=success(teacher, early))
             aside = kept.with_suffix(".tmp")
-            torch.save(dict(teacher=teacher.state_dict(), optimizers=[o.state_dict() for o in optimizer.both], rng=rng.getstate(), done=done, spent=spent), aside); aside.replace(kept)
+            torch.save(dict(teacher=teacher.state_dict(), optimizers=[o.state_dict() for o in optimizer.both], rng=rng.getstate(), done=done, spent=spent, recipe=recipe), aside); aside.replace(kept)
             began += time.process_time() - paused  # watching is not training
     save(teacher.model, a.output_dir/"base")
-    note(final=success(teacher, held_out(20_000_003, a.scenes)), scenes=a.scenes, arguments={k: v for k, v in vars(a).items() if k != "output_dir"})
+    note(final=success(teacher, held_out(20_000_003, a.scenes)), scenes=a.scenes, precision=str(PRECISION).removeprefix("torch."), arguments={k: v for k, v in vars(a).items() if k != "output_dir"})
 
 
 if __name__ == "__main__": main()

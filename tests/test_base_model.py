@@ -192,3 +192,5 @@ def test_pre_training_killed_and_started_again_ends_where_it_would_have(tmp_path
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     steps = [[json.loads(l)["step"] for l in (tmp_path/n/"log.jsonl").read_text().splitlines()] for n in ("straight", "broken")]
     assert steps[0] == steps[1]
+    other = subprocess.run([*command("broken"), "--seed", "1"], capture_output=True, text=True, env=env)
+    assert other.returncode == 1 and "take another --output-dir" in other.stderr
