@@ -152,7 +152,7 @@ def main():
     log, kept = a.output_dir/"log.jsonl", a.output_dir/"state.pt"
     if kept.exists():
         state = torch.load(kept, weights_only=True)
-        if state["recipe"] != recipe: raise SystemExit(f"{kept} was begun with {state['recipe']}, now it is {recipe}: take another --output-dir, or the same arguments")
+        if state.get("recipe") != recipe: raise SystemExit(f"{kept} was begun with {state.get('recipe')}, now it is {recipe}: take another --output-dir, or the same arguments")
         teacher.load_state_dict(state["teacher"]); done, spent = state["done"], state["spent"]
         for o, s in zip(optimizer.both, state["optimizers"]): o.load_state_dict(s)
         rng.setstate((state["rng"][0], tuple(state["rng"][1]), state["rng"][2]))

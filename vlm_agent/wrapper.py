@@ -142,7 +142,10 @@ def slow_precision(dtype,        # A torch dtype
     has = getattr(torch.ops.mkldnn, {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}.get(dtype, ""), None)
     return has is not None and torch.device(device).type == "cpu" and not has()
 
-def warn_of_precision(dtype, device, remedy):
+def warn_of_precision(dtype,  # A torch dtype
+                      device, # Where it is computed in
+                      remedy, # What to do instead
+                     ):
     "A warning where `slow_precision`, at the line that called our caller."
     if slow_precision(dtype, device): warnings.warn(f"this CPU has no instructions for {str(dtype).removeprefix('torch.')} and is many times slower in it than in float32: {remedy}", stacklevel=3)
 

@@ -21,7 +21,7 @@ SPEECH = """Click click on the button Press press Tap box colored shape Choose W
 Tick tick then answer Log log as password user name dialog window close open small large left right top bottom first second""".split()
 MINIWOB = """Focus textbox input link tab named word words widget by clicking x Me ONE TWO olive white maroon navy teal aqua fuchsia silver gray gold brown
 Select select radio checkbox checkboxes them all that not other which from area collapsible section Expand find Tab option menu
-triangle letter digit number 1st 2nd 3rd Done So far done""".split()  # words of its goals; they occur where a single thing can be clicked whatever is asked (`strange_goal`), so none is tied to a place: rejection sampling can do that
+triangle letter digit number 1st 2nd 3rd Done So far done""".split()  # words of its goals; but for six they occur only where a single thing can be clicked whatever is asked (`strange_goal`)
 
 TEMPLATE = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['content'] is string %}{{ m['content'] }}{% else %}"
             "{% for c in m['content'] %}{% if c['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% endif %}{% endfor %}"
