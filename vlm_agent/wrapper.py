@@ -263,8 +263,10 @@ class VLMWrapper(nn.Module):
                  temperature:float=0.7,          # Of sampling
                  do_sample:bool=True,            # Whether `predict_action` samples
                  fast:bool=True,                 # The paths of `shared_prefix`, where the family allows them; False: one full pass of the model for each answer
+                 vision_cache_gb:float=1.0,      # GiB of main memory for what a frozen tower makes of screenshots, kept from acting to learning (Qwen2-VL-2B at 1280x720: 290 screenshots a GiB); 0: nothing is kept
                  **unknown):
         if unknown: raise TypeError(_unknown(unknown))
+        if not vision_cache_gb >= 0: raise ValueError(f"vision_cache_gb is GiB of main memory, at least 0, got {vision_cache_gb!r}")
         super().__init__()
         has_torchvision()  # a broken one is named before transformers stumbles over it
         from transformers import AutoModelForImageTextToText
@@ -282,7 +284,7 @@ class VLMWrapper(nn.Module):
         elif use_lora: model = _with_lora(model, family_of(model), lora_config)
         elif quantised: model.requires_grad_(False)  # whole numbers have no gradients
         if load_in_4bit: _keep_packing(model)
-        self._furnish(model, processor, max_new_tokens, temperature, do_sample, fast)
+        self._furnish(model, processor, max_new_tokens, temperature, do_sample, fast, vision_cache_gb)
         if not quantised: warn_of_precision(self.dtype, self.device, f"pass torch_dtype='float32' ({4 * self.get_total_parameters()/2**30:.2g} GiB of weights)")
 
     @classmethod
@@ -295,7 +297,7 @@ class VLMWrapper(nn.Module):
         self.name, self._source = name, _Source(name)
         return self._furnish(model, processor)
 
-    def _furnish(self, model, processor, max_new_tokens=128, temperature=0.7, do_sample=True, fast=True):
+    def _furnish(self, model, processor, max_new_tokens=128, temperature=0.7, do_sample=True, fast=True, vision_cache_gb=1.0):
         _light_adapters(model)
         self.model, self.processor, self.version, self.frozen = model.eval(), processor, 0, []
         self.family, self.end = family_of(model), end_token(processor)
@@ -304,7 +306,7 @@ class VLMWrapper(nn.Module):
         self.max_new_tokens, self.temperature, self.do_sample = min(max_new_tokens, own.get("max_new_tokens", max_new_tokens)), temperature, do_sample
         self.fast, self.plain_because = fast, why_plain(model, self.family)
         self._merged, self._patches = Merged(model), Patches(processor)
-        self._features = Features(model, self.family, self._patches)
+        self._features = Features(model, self.family, self._patches, int(vision_cache_gb * 2**30))
         self._asked, self._asked_bytes = OrderedDict(), 0  # see `_ask`
         return self
 
@@ -780,11 +782,12 @@ def load_model(name:str="tiny",                # "tiny", a Hub name, or a folder
                freeze_vision_encoder:bool=False, # No gradients in the vision tower and the bridge
                gradient_checkpointing:bool|None=None, # Compute the layers' activations again in the backward pass: a third more time, several times less memory; None: where the model has more than half a billion parameters
                action_format:str|None=None,    # A dialect of `ActionDecoder`; None: the model's own
-              fast:bool=True,                 # The paths of `shared_prefix`, where the family allows them
+               fast:bool=True,                 # The paths of `shared_prefix`, where the family allows them
+               vision_cache_gb:float=1.0,      # GiB of main memory for what a frozen tower makes of screenshots
               )->VLMWrapper:
     "The `model:` block of a YAML file."
     arguments = dict(locals())
-    vlm = VLMWrapper(name, device, torch_dtype, use_lora, lora_config, load_in_8bit, load_in_4bit, max_new_tokens, temperature, do_sample, fast)
+    vlm = VLMWrapper(name, device, torch_dtype, use_lora, lora_config, load_in_8bit, load_in_4bit, max_new_tokens, temperature, do_sample, fast, vision_cache_gb)
     if freeze_vision_encoder: vlm.freeze_vision_encoder()
     if gradient_checkpointing or gradient_checkpointing is None and vlm.get_total_parameters() > 5e8: vlm.gradient_checkpointing_enable()
     if action_format: vlm.action_format = action_format

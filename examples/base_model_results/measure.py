@@ -10,6 +10,7 @@
 import argparse
 import json
 import os
+import platform
 import random
 import shutil
 import sys
@@ -62,9 +63,16 @@ class Meter:
         self.now, self.since = e.get("phase", "end").split()[0].rstrip(",:"), t
     def to_dict(self): return {f"cpu_minutes_{k}": round(v, 3) for k, v in self.spent.items()}
 
+def machine():
+    "The processor's name where the system tells it, how many cores, and whether it multiplies in bfloat16."
+    try: said = Path("/proc/cpuinfo").read_text()
+    except OSError: said = ""
+    name = next((line.split(":", 1)[1].strip() for line in said.splitlines() if line.startswith("model name")), platform.processor() or platform.machine())
+    return f"{name}, {os.cpu_count()} cores, {'bfloat16' if '_bf16' in said else 'no bfloat16'}, Python {platform.python_version()}, torch {torch.__version__}"
+
 def write(name, what, **more):
     path = HERE/name; path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(dict(command="python " + " ".join(["examples/base_model_results/measure.py", *sys.argv[1:]]), date=str(date.today()), machine="two-core x86-64, Python 3.11", **more, **what), indent=1) + "\n")
+    path.write_text(json.dumps(dict(command="python " + " ".join(["examples/base_model_results/measure.py", *sys.argv[1:]]), date=str(date.today()), machine=machine(), **more, **what), indent=1) + "\n")
     print(path)
 
 
