@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraint
 export TOKENIZERS_PARALLELISM = false
 export OMP_NUM_THREADS ?= 1  # the tiny model is fastest on one thread
 
-.PHONY: train eval test test-slow bench bench-memory bench-learning docs chromium clean help
+.PHONY: train eval test test-slow bench bench-environments bench-memory bench-learning docs chromium clean help
 
 help:
 	@grep -E '^# |^[a-z-]+:.*##' Makefile | sed 's/:.*##/  -/'
@@ -39,7 +39,9 @@ test: $(VENV)/.dev chromium  ## notebooks clean, in sync and green, and all of t
 test-slow: $(VENV)/.dev chromium  ## the cells and tests that take minutes
 	$(BIN)/python -m pytest --slow $(ARGS)
 
-bench: $(VENV)/.dev  ## episodes a second of the environments
+bench: bench-learning bench-memory bench-environments  ## all of the benchmarks, one after the other
+
+bench-environments: $(VENV)/.dev  ## episodes a second of the environments
 	$(BIN)/python benchmarks/environment_throughput.py $(ARGS)
 
 bench-memory: $(VENV)/.dev  ## predicted against measured peaks of a training step

@@ -22,7 +22,8 @@ A trainer's step is its collator, its `training_step`, clipping and the optimize
 Learning alone takes all k answers and leaves preprocessing out: `naive` is Hugging Face's forward with labels on a batch of them.
 
 `--device cuda --size 2b 7b` builds Qwen2-VL from its published configurations with random weights in bfloat16 and prints trajectories and tokens
-a second, the share of the chip's peak that the needed products use (MFU, `--peak` TFLOP/s) and peak memory. It needs no rivals' packages for `--only ours plain`.
+a second, the share of the chip's peak that the needed products use (MFU, `--peak` TFLOP/s) and peak memory. It needs no rivals' packages.
+`--rates` does the same on a CPU, at a size that it can bear: in CPU time, in float32, without peak memory, `--peak` being what a large product reaches there.
 """
 import argparse
 import datetime
@@ -233,35 +234,48 @@ def lessons(folder, pixels, screens, k, repeats):
 
 
 def needed(size, pixels, k, tokens, prompt=64):
-    "FLOPs of one screenshot and its k answers: {tower, text, head}; a product of (m, n) and (n, p) is 2 m n p."
+    "FLOPs that one screenshot and its k answers cannot do without: {tower, text, head}; a product of (m, n) and (n, p) is 2 m n p. A picture's two equal frames are one, causal rows do not meet the keys behind them, and of the prompt the last layer is asked for keys and values only."
     text, _, vision = SIZES[size]; d, n = text["hidden_size"], text["num_hidden_layers"]; e, depth = vision["embed_dim"], vision["depth"]
-    patches = (pixels[0] // 28) * (pixels[1] // 28) * 4; length = patches // 4 + prompt
-    kv = d // text["num_attention_heads"] * text["num_key_value_heads"]; weights = n * (2 * d * d + 2 * d * kv + 3 * d * text["intermediate_size"])
-    tower = depth * (2 * patches * 12 * e * e + 4 * patches ** 2 * e) + 2 * patches * 1176 * e + 2 * (patches // 4) * (16 * e * e + 4 * e * d)
-    new = k * tokens
-    return dict(tower=tower, text=2 * (length + new) * weights + n * 2 * d * (length ** 2 + 2 * new * length), head=2 * new * d * text["vocab_size"])
+    image = round(pixels[0] / 28) * round(pixels[1] / 28); patches, length, new = 4 * image, image + prompt, k * tokens
+    kv = d // text["num_attention_heads"] * text["num_key_value_heads"]; layer = 2 * d * d + 2 * d * kv + 3 * d * text["intermediate_size"]
+    tower = depth * (2 * patches * 12 * e * e + 4 * patches ** 2 * e) + 2 * patches * 588 * e + 2 * image * (16 * e * e + 4 * e * d)
+    read, said = 2 * length * ((n - 1) * layer + 2 * d * kv) + (n - 1) * 2 * d * length ** 2, 2 * new * n * layer + n * 4 * d * new * length
+    return dict(tower=tower, text=read + said, head=2 * new * d * text["vocab_size"])
 
 
-def cuda(size, pixels, screens, k, repeats, only, peak):
-    "Wall time on a GPU: acting, learning with the tower in each step, learning with features kept."
-    out = {}
+def peak_of(device):
+    "TFLOP/s of a large product: what a CPU reaches here; of a GPU the data sheet's (an H100 or H200, bfloat16)."
+    if device == "cuda": return 989
+    a = torch.randn(1024, 1024); a @ a
+    return 2 * 1024**3 / min(seconds(torch.mm, a, a) for _ in range(9)) / 1e12
+
+
+def rates(device, size, pixels, screens, k, repeats, only, peak):
+    "Acting, learning with the tower in each step, learning with features kept: wall time on a GPU, CPU time on a CPU."
+    gpu, out = device == "cuda", {}
+    def timed(f, *args):
+        if gpu: torch.cuda.synchronize(); torch.cuda.reset_peak_memory_stats()
+        clock = time.perf_counter if gpu else time.process_time; start = clock(); f(*args)
+        if gpu: torch.cuda.synchronize()
+        return clock() - start, torch.cuda.max_memory_allocated() if gpu else None
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint(size, folder, torch.bfloat16, "cuda")
+        checkpoint(size, folder, torch.bfloat16 if gpu else torch.float32, device)
         for name in [n for n in ("ours", "plain") if n in only]:
-            torch.cuda.empty_cache(); c, times = Ours(folder, name == "ours", "cuda"), {}
+            if gpu: torch.cuda.empty_cache()
+            c, times = Ours(folder, name == "ours", device), {}
             for r in range(repeats + 2):
                 tasks = round_of(r, screens, k, pixels); samples = [(p, q, a) for p, q, answers in tasks for a in answers]
-                def timed(what, f, *args):
-                    torch.cuda.synchronize(); torch.cuda.reset_peak_memory_stats(); start = time.perf_counter(); f(*args); torch.cuda.synchronize()
-                    if r > 1: times.setdefault(what, []).append((time.perf_counter() - start, torch.cuda.max_memory_allocated()))
-                naive_batch(c, samples); timed("act", c.act, tasks, k); c.vlm._features.forget()
-                timed("learn", c.learn, samples); timed("learn, features kept", c.learn, samples)
+                naive_batch(c, samples)  # fills the processor's cache
+                took = {"act": timed(c.act, tasks, k)}; c.vlm._features.forget()
+                took |= {what: timed(c.learn, samples) for what in ("learn", "learn, features kept")[:1 + (name == "ours")]}  # the plain path keeps none
+                if r > 1: [times.setdefault(what, []).append(t) for what, t in took.items()]
             f = needed(size, pixels, k, TOKENS)
             flops = {"act": sum(f.values()), "learn": f["tower"] + 2 * (f["text"] + f["head"]), "learn, features kept": 2 * (f["text"] + f["head"])}  # LoRA: no gradients of weights
             for what, have in times.items():
                 t = statistics.median(s for s, _ in have)
-                out[f"{name}, {what}"] = dict(seconds=[s for s, _ in have], trajectories_per_second=screens * k / t, tokens_per_second=screens * k * TOKENS / t, mfu=screens * flops[what] / t / peak / 1e12, peak_gib=max(m for _, m in have) / 2**30)
-                print(f"{size} {pixels[0]}x{pixels[1]} k={k} {name:6} {what:22}" + "".join(f"  {key} {v:.3g}" for key, v in out[f"{name}, {what}"].items() if key != "seconds"), flush=True)
+                found = dict(trajectories_per_second=screens * k / t, tokens_per_second=screens * k * TOKENS / t, mfu=screens * flops[what] / t / peak / 1e12, **(dict(peak_gib=max(m for _, m in have) / 2**30) if gpu else {}))
+                print(f"{size} {pixels[0]}x{pixels[1]} k={k} {name:6} {what:22}" + "".join(f"  {key} {v:.3g}" for key, v in found.items()), flush=True)
+                out[f"{name}, {what}"] = dict(seconds=[s for s, _ in have], **found)
             del c
     return out
 
@@ -279,13 +293,13 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--size", nargs="+", default=["tiny"], choices=SIZES); p.add_argument("--pixels", nargs="+", default=["448x448"]); p.add_argument("--k", nargs="+", type=int, default=[4])
     p.add_argument("--screens", type=int, default=4); p.add_argument("--repeats", type=int, default=5); p.add_argument("--only", nargs="+", default=["ours", "ours, tower", "ours, bf16", "plain", "trl", "trl, auto", "trl, bf16", "trl default", "hf"])
-    p.add_argument("--device", default="cpu", choices=["cpu", "cuda"]); p.add_argument("--peak", type=float, default=989, help="TFLOP/s of the GPU in bfloat16, for the MFU"); p.add_argument("--no-lessons", action="store_true"); p.add_argument("--json")
+    p.add_argument("--device", default="cpu", choices=["cpu", "cuda"]); p.add_argument("--rates", action="store_true", help="what --device cuda does, on a CPU"); p.add_argument("--peak", type=float, help="TFLOP/s of the chip, for the MFU"); p.add_argument("--no-lessons", action="store_true"); p.add_argument("--json")
     a = p.parse_args(); torch.set_num_threads(1)
     for size in a.size:
         for pixels in [tuple(map(int, x.split("x"))) for x in a.pixels]:
             for k in a.k:
                 print(f"{size}, {pixels[0]}x{pixels[1]}, {a.screens} screenshots, k={k}", flush=True); found = dict(size=size, pixels=list(pixels), screens=a.screens, k=k, device=a.device, **machine(a.device))
-                if a.device == "cuda": found["gpu"] = cuda(size, pixels, a.screens, k, a.repeats, a.only, a.peak)
+                if a.rates or a.device == "cuda": found["peak"] = a.peak or peak_of(a.device); found["rates"] = rates(a.device, size, pixels, a.screens, k, a.repeats, a.only, found["peak"])
                 else:
                     with tempfile.TemporaryDirectory() as folder:
                         checkpoint(size, folder)
@@ -309,7 +323,7 @@ def tell(found):
 
 def keep(path, found):
     "One entry for each size, resolution, k, device and processor; a newer run replaces an older one."
-    path = Path(path); key = lambda f: [f[n] for n in ("size", "pixels", "k", "device", "processor")]
+    path = Path(path); key = lambda f: [f[n] for n in ("size", "pixels", "k", "device", "processor")] + ["rates" in f]
     have = [f for f in (json.loads(path.read_text()) if path.exists() else []) if key(f) != key(found)]
     rounded = json.loads(json.dumps(found), parse_float=lambda x: float(f"{float(x):.4g}"))
     path.parent.mkdir(parents=True, exist_ok=True); path.write_text("[\n" + ",\n".join(json.dumps(f) for f in [*have, rounded]) + "\n]\n")
