@@ -37,7 +37,7 @@ from .wrapper import PRECISIONS, load_model, make_optimizer, training_step, warn
 
 # %% auto #0
 __all__ = ['HELD_OUT', 'DEMONSTRATED', 'training_seeds', 'write_whole', 'put_away', 'RunFolder', 'read_metrics', 'ProgressBar',
-           'draw_curves', 'track', 'batches', 'label_of', 'as_batch', 'rate', 'Trainer', 'load_weights',
+           'draw_curves', 'track', 'batches', 'question_of', 'label_of', 'as_batch', 'rate', 'Trainer', 'load_weights',
            'TrainingResult', 'environments', 'act_round', 'acted', 'Actor', 'superfluous', 'train_with_orchestration',
            'load_own', 'finished_run', 'judge', 'Person', 'demonstrate']
 
@@ -160,14 +160,30 @@ def batches(samples:list,   # What the algorithm selected
             batch_size:int, # Samples a step
             steps:int,      # How many batches
             seed:str,       # Any string: the same string, the same order
+            together:int=1, # So many answers to one question stay side by side
+            question=None,  # What tells the question of a sample; None: `question_of`
            ):
     "`steps` lists of `batch_size` samples: shuffled epochs, one after the other."
     rng, queue = random.Random(seed), []
     for _ in range(steps):
         while len(queue) < batch_size:
-            epoch = list(samples); rng.shuffle(epoch); queue += epoch
+            epoch = list(samples); rng.shuffle(epoch); queue += epoch if together == 1 else _handfuls(epoch, together, question or question_of, rng)
         batch, queue = queue[:batch_size], queue[batch_size:]
         yield batch
+
+def question_of(sample # `Sample(trajectory, step, weight)`
+               ):
+    "What was asked at that step: the names of the pictures, and the prompt."
+    p = sample.trajectory.steps[sample.step].prediction
+    return p.images, p.prompt
+
+def _handfuls(samples, most, question, rng):
+    "The same samples, at most `most` answers to one question side by side, these handfuls in any order."
+    asked = {}
+    for s in samples: asked.setdefault(question(s), []).append(s)
+    out = [own[i:i + most] for own in asked.values() for i in range(0, len(own), most)]
+    rng.shuffle(out)
+    return [s for handful in out for s in handful]
 
 # %% ../nbs/13_training.ipynb #45ca6273
 def label_of(sample # `Sample(trajectory, step, weight)`
@@ -203,6 +219,7 @@ class Trainer:
                  warmup_steps:int=30,         # See `rate`
                  final_fraction:float=0.1,    # See `rate`
                  max_grad_norm:float=1.0,     # Gradients are clipped to this norm
+                 answers_together:int=4,      # So many answers to one question stay in one batch, where the question is read once; 1: shuffled one by one
                  micro_batch_size:int=None,   # Samples in memory at once; None: the whole batch
                  step_in_backward:bool=False, # Never hold all gradients: see `training_step`; for training all weights of a model that barely fits
                  mixed_precision:str="no",    # "no", "bf16", or "fp16" with loss scaling
@@ -210,11 +227,12 @@ class Trainer:
                  log_dir:str=None,            # Where the tracker writes
                  memory_gb:float=None):       # GiB for a step, checked before the first one; None: what the GPU has; on a CPU nothing is checked
         if mixed_precision not in PRECISIONS: raise ValueError(f"mixed_precision must be one of {', '.join(map(repr, PRECISIONS))}, got {mixed_precision!r}")
+        if answers_together < 1: raise ValueError(f"answers_together must be at least 1, got {answers_together}")
         if PRECISIONS[mixed_precision]: warn_of_precision(PRECISIONS[mixed_precision], model.device, "use mixed_precision='no'")
         self.accelerator = Accelerator(mixed_precision="no", cpu=model.device.type == "cpu", log_with=log_with, project_dir=log_dir)
         if self.accelerator.distributed_type == DistributedType.FSDP: raise ValueError("accelerate was told to shard the model (FSDP), but a sharded model cannot act: leave use_fsdp out, every process then holds the whole model; LoRA, 4-bit weights and optimizer='adamw8bit' make it small")
         self.model, self.rate, self.optimizer_name = model, learning_rate, optimizer
-        self.warmup_steps, self.final_fraction, self.max_grad_norm, self.micro_batch_size = warmup_steps, final_fraction, max_grad_norm, micro_batch_size
+        self.warmup_steps, self.final_fraction, self.max_grad_norm, self.answers_together, self.micro_batch_size = warmup_steps, final_fraction, max_grad_norm, answers_together, micro_batch_size
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if not self.parameters: raise ValueError("nothing to train: every parameter is frozen; use LoRA (use_lora=True) or unfreeze a part")
         self.learner = model if self.accelerator.num_processes == 1 else self.accelerator.prepare_model(model)  # the same weights, gradients added up over the processes
@@ -240,7 +258,7 @@ def fit(self:Trainer,
     if batch_size < (n := self.accelerator.num_processes): raise ValueError(f"batch_size is over all processes and must be at least one sample for each of the {n}, got {batch_size}")
     if room := self.memory_gb or _room(self.model.device): self._foresee(samples, -(-batch_size // n), room)
     torch.manual_seed(int.from_bytes(seed.encode()[-7:], "big"))  # dropout
-    for i, batch in enumerate(batches(samples, batch_size, steps, seed)):
+    for i, batch in enumerate(batches(samples, batch_size, steps, seed, self.answers_together)):
         start = time.perf_counter()
         for group in self.optimizer.param_groups: group["lr"] = self.rate * rate(self.step, i / steps, self.warmup_steps, self.final_fraction)
         out = self._step(batch)
@@ -276,7 +294,7 @@ def _foresee(self:Trainer, samples, share, room):
 def _step(self:Trainer, batch):
     "One optimizer step on `batch`, this process's share of it."
     a, size = self.accelerator, self.micro_batch_size or len(batch)
-    mine, tokens = batch[a.process_index::a.num_processes], sum(self.tokens_of_text(l) if isinstance(l, str) else len(l) for l in map(label_of, batch))
+    mine, tokens = batch[len(batch) * a.process_index // a.num_processes:len(batch) * (a.process_index + 1) // a.num_processes], sum(self.tokens_of_text(l) if isinstance(l, str) else len(l) for l in map(label_of, batch))
     out = training_step(self.learner, [as_batch(mine[i:i + size]) for i in range(0, len(mine), size)], self.optimizer, self.scaler, self.max_grad_norm,
                         tokens / a.num_processes, self.precision, self.step_in_backward)  # gradients are averaged over the processes
     if a.num_processes > 1: out.update(loss=a.reduce(torch.tensor(out["loss"], device=self.model.device), "mean").item(), n_tokens=tokens)
@@ -645,6 +663,7 @@ def train_with_orchestration(
         optimizer:str="adamw",            # "adamw", or "adamw8bit" (bitsandbytes)
         warmup_steps:int=30,              # Linear rise of the rate at the start of the run
         max_grad_norm:float=1.0,          # Gradients are clipped to this norm
+        answers_together:int=4,           # So many answers to one question stay in one batch, where it is read once
         micro_batch_size:int|None=None,   # Samples in memory at once; None: the whole batch
         step_in_backward:bool=False,      # Never hold all gradients at once; each is clipped by its own norm
         mixed_precision:str="no",         # "no", "bf16", or "fp16" with loss scaling
@@ -671,7 +690,7 @@ def train_with_orchestration(
     algorithm = algorithm if algorithm is not None else RejectionSampling()
     folder = RunFolder(*broadcast_object_list([output_dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{(task or 'server').replace('/', '-').replace(':', '-')}"]), resume)
     if (folder.path/"summary.json").exists(): return finished_run(folder.path)
-    trainer = Trainer(model, learning_rate, weight_decay=weight_decay, optimizer=optimizer, warmup_steps=warmup_steps, max_grad_norm=max_grad_norm,
+    trainer = Trainer(model, learning_rate, weight_decay=weight_decay, optimizer=optimizer, warmup_steps=warmup_steps, max_grad_norm=max_grad_norm, answers_together=answers_together,
                       micro_batch_size=micro_batch_size, step_in_backward=step_in_backward, mixed_precision=mixed_precision, log_with=log_with, log_dir=str(folder.path))
     everyone = trainer.accelerator; main = everyone.is_main_process
     if max_lag and everyone.num_processes > 1: raise ValueError("max_lag=1 is for one learning process: with several, each acts on its own environments already")

@@ -105,7 +105,7 @@ def rejection(a):
     meter, wall = Meter(), time.time()
     result = train_with_orchestration(model, task=a.task, seed=a.seed, output_dir=str(run), max_steps=steps, num_envs=32, history=a.history, temperature=a.temperature, eval_episodes=a.episodes,
                                       num_training_steps=a.rounds * a.steps, steps_per_round=a.steps, tasks_per_round=a.states, samples_per_task=a.samples, batch_size=a.batch_size,
-                                      learning_rate=a.learning_rate or (4e-3 if a.lora else 4e-4), demonstrations=str(shown) if shown.exists() else None,
+                                      learning_rate=a.learning_rate or (4e-3 if a.lora else 4e-4), answers_together=a.answers_together, demonstrations=str(shown) if shown.exists() else None,
                                       warm_start_steps=a.warm_start if a.demonstrations else 0, algorithm=RejectionSampling(balance=a.balance, drop_all_solved=a.drop_all_solved, drop_idle=not a.keep_idle), progress=False, callbacks=(meter,))
     spent = dict(**meter.to_dict(), wall_minutes=round((time.time() - wall)/60, 2))
     said = [s.prediction.text for r in result.rounds for t in TrajectoryFile(run/"rounds"/f"{r['round']:04d}") if t.success for s in t.steps]
@@ -128,7 +128,7 @@ if __name__ == "__main__":
     p.add_argument("--base", type=Path, default=BASE); p.add_argument("--after", type=Path); p.add_argument("--name")
     p.add_argument("--task"); p.add_argument("--seed", type=int, default=0); p.add_argument("--episodes", type=int, default=200)
     p.add_argument("--lora", action="store_true"); p.add_argument("--rounds", type=int, default=3); p.add_argument("--steps", type=int, default=60, help="optimizer steps a round")
-    p.add_argument("--states", type=int, default=96); p.add_argument("--samples", type=int, default=8); p.add_argument("--learning-rate", type=float); p.add_argument("--batch-size", type=int, default=16); p.add_argument("--temperature", type=float, default=1.0, help="of the sampling")
+    p.add_argument("--states", type=int, default=96); p.add_argument("--samples", type=int, default=8); p.add_argument("--learning-rate", type=float); p.add_argument("--batch-size", type=int, default=16); p.add_argument("--answers-together", type=int, default=1, help="see `Trainer`"); p.add_argument("--temperature", type=float, default=1.0, help="of the sampling")
     p.add_argument("--replay", type=int, default=20, help="demonstrations of each of the base's own tasks, kept in every batch's pool"); p.add_argument("--demonstrations", type=int, default=0, help="of the task's own oracle")
     p.add_argument("--warm-start", type=int, default=60); p.add_argument("--max-steps", type=int); p.add_argument("--history", type=int, default=0); p.add_argument("--run", help="keep the run's folder here"); p.add_argument("--tag", default=""); p.add_argument("--balance", action="store_true", help="weigh a start state by how seldom it was solved")
     p.add_argument("--drop-all-solved", action="store_true", help="leave out start states that every sample solved"); p.add_argument("--keep-idle", action="store_true", help="learn steps that changed nothing on the screen too")
