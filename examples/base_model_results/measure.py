@@ -6,6 +6,7 @@
     python examples/base_model_results/measure.py rejection --task miniwob/click-test-2 --balance --drop-all-solved --rounds 5 --steps 50 --batch-size 8 --learning-rate 8e-4 --temperature 1.3
     python examples/base_model_results/measure.py rejection --task miniwob/click-button-sequence --max-steps 2 --history 1 --demonstrations 120 --warm-start 200 --balance --drop-all-solved --rounds 6 --steps 50 --batch-size 8 --learning-rate 8e-4 --temperature 1.3
     python examples/base_model_results/measure.py forgetting --after FOLDER                  # the base's own tasks, before and after
+    python examples/base_model_results/measure.py covered                                    # how many of click-test-2's pages hide the middle of the button that is asked for
 """
 import argparse
 import json
@@ -122,9 +123,19 @@ def forgetting(a):
     write(a.name or "own_tasks.json", {name: {spec: success(ModelPolicy(load_model(str(path)), greedy=True), spec, a.episodes, 1).to_dict() for spec in OWN} for name, path in (("before", a.base), ("after", a.after)) if path})
 
 
+COVERED = """() => { const b = [...document.querySelectorAll('#area button')].find(b => document.querySelector('#query').textContent.includes(b.textContent)), r = b.getBoundingClientRect();
+    return document.elementFromPoint(r.x + r.width / 2, r.y + r.height / 2) !== b; }"""
+
+def covered(a):
+    env, found = make_env(a.task or "miniwob/click-test-2"), []
+    for seed in held_out(a.episodes): env.reset(seed=seed); found.append(env.chromium.run(env.tab.ask(COVERED)))
+    env.close()
+    write(a.name or "covered.json", dict(pages=len(found), covered=sum(found)))
+
+
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("what", choices=["zero-shot", "rejection", "forgetting"])
+    p.add_argument("what", choices=["zero-shot", "rejection", "forgetting", "covered"])
     p.add_argument("--base", type=Path, default=BASE); p.add_argument("--after", type=Path); p.add_argument("--name")
     p.add_argument("--task"); p.add_argument("--seed", type=int, default=0); p.add_argument("--episodes", type=int, default=200)
     p.add_argument("--lora", action="store_true"); p.add_argument("--rounds", type=int, default=3); p.add_argument("--steps", type=int, default=60, help="optimizer steps a round")
@@ -134,4 +145,4 @@ if __name__ == "__main__":
     p.add_argument("--drop-all-solved", action="store_true", help="leave out start states that every sample solved"); p.add_argument("--keep-idle", action="store_true", help="learn steps that changed nothing on the screen too")
     a = p.parse_args()
     torch.set_num_threads(1)
-    {"zero-shot": zero_shot, "rejection": rejection, "forgetting": forgetting}[a.what](a)
+    {"zero-shot": zero_shot, "rejection": rejection, "forgetting": forgetting, "covered": covered}[a.what](a)
