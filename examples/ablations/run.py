@@ -72,7 +72,7 @@ def warm_start(job, seed, demonstrations=300):
     "A model that has seen a few demonstrations: its weights, and those."
     model = VLMWrapper("tiny:qwen2_vl", temperature=1.0)
     shown = record_demonstrations(JOBS["one button"][0](), range(SHOWN + seed * 10_000, SHOWN + seed * 10_000 + demonstrations), ModelPolicy(model))
-    Trainer(model).fit(RejectionSampling().select([], demonstrations=shown).samples, JOBS[job][4], 16, seed=f"warm {seed}")
+    Trainer(model, answers_together=1).fit(RejectionSampling().select([], demonstrations=shown).samples, JOBS[job][4], 16, seed=f"warm {seed}")
     return model, weights_of(model), shown
 
 
@@ -80,7 +80,7 @@ def run(job, name, algorithm, seed, model, warm, shown, rounds=3, steps=40, held
     "A few rounds from the warm start; success on held-out scenes."
     make, max_steps, n, k, _ = JOBS[job]
     model.model.load_state_dict(warm)
-    envs, trainer, past, told, began = [make() for _ in range(16)], Trainer(model, warmup_steps=0), [], [], time.process_time()
+    envs, trainer, past, told, began = [make() for _ in range(16)], Trainer(model, warmup_steps=0, answers_together=1), [], [], time.process_time()
     acting = [Flaky(e, 0.3, 1000 * seed + i) for i, e in enumerate(envs)] if "calls fail" in name else envs
     for r in range(1, rounds + 1):
         scenes = range(seed * 1_000_000 + r * n, seed * 1_000_000 + r * n + n)
@@ -88,7 +88,7 @@ def run(job, name, algorithm, seed, model, warm, shown, rounds=3, steps=40, held
         acted = runner.collect([Task(job, s) for s in scenes], k=k, round=r)
         selection = algorithm.select(acted, replay=past, demonstrations=shown)
         past += acted
-        if selection.from_base: model.model.load_state_dict(warm); trainer = Trainer(model, warmup_steps=0)
+        if selection.from_base: model.model.load_state_dict(warm); trainer = Trainer(model, warmup_steps=0, answers_together=1)
         trainer.fit(selection.samples, steps, 16, seed=f"{seed}/{r}")
         valid = [t for t in acted if t.outcome != "void"]
         told.append(dict(sampled_success=sum(t.success for t in valid) / max(1, len(valid)), void=len(acted) - len(valid), kept=sum(d.kept for d in selection.decisions), samples=len(selection.samples)))
