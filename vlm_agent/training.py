@@ -37,9 +37,9 @@ from .wrapper import PRECISIONS, load_model, make_optimizer, training_step, warn
 
 # %% auto #0
 __all__ = ['HELD_OUT', 'DEMONSTRATED', 'training_seeds', 'write_whole', 'put_away', 'RunFolder', 'read_metrics', 'ProgressBar',
-           'draw_curves', 'track', 'batches', 'question_of', 'label_of', 'as_batch', 'rate', 'Trainer', 'load_weights',
-           'TrainingResult', 'environments', 'act_round', 'acted', 'Actor', 'superfluous', 'train_with_orchestration',
-           'load_own', 'finished_run', 'judge', 'Person', 'demonstrate']
+           'draw_curves', 'track', 'batches', 'question_of', 'handfuls', 'label_of', 'as_batch', 'rate', 'Trainer',
+           'load_weights', 'TrainingResult', 'environments', 'act_round', 'acted', 'Actor', 'superfluous',
+           'train_with_orchestration', 'load_own', 'finished_run', 'judge', 'Person', 'demonstrate']
 
 # %% ../nbs/13_training.ipynb #c3fe3659
 HELD_OUT, DEMONSTRATED = 1_000_000_000, 500_000_000  # first seed of each range; training starts at 0
@@ -166,24 +166,38 @@ def batches(samples:list,   # What the algorithm selected
     "`steps` lists of `batch_size` samples: shuffled epochs, one after the other."
     rng, queue = random.Random(seed), []
     for _ in range(steps):
-        while len(queue) < batch_size:
-            epoch = list(samples); rng.shuffle(epoch); queue += epoch if together == 1 else _handfuls(epoch, together, question or question_of, rng)
-        batch, queue = queue[:batch_size], queue[batch_size:]
+        while sum(map(len, queue)) < batch_size:
+            epoch = list(samples); rng.shuffle(epoch)
+            more = handfuls(epoch, together, question)
+            if together > 1: rng.shuffle(more)
+            queue += more
+        batch, queue = _filled(queue, batch_size)
         yield batch
 
 def question_of(sample # `Sample(trajectory, step, weight)`
                ):
     "What was asked at that step: the names of the pictures, and the prompt."
     p = sample.trajectory.steps[sample.step].prediction
-    return p.images, p.prompt
+    return tuple(p.images), p.prompt
 
-def _handfuls(samples, most, question, rng):
-    "The same samples, at most `most` answers to one question side by side, these handfuls in any order."
+def handfuls(samples:list,  # In any order
+             most:int,      # Answers in a handful
+             question=None, # What tells the question of a sample; None: `question_of`
+            )->list:        # Lists of samples
+    "Answers to the same question, side by side."
+    if most == 1: return [[s] for s in samples]
     asked = {}
-    for s in samples: asked.setdefault(question(s), []).append(s)
-    out = [own[i:i + most] for own in asked.values() for i in range(0, len(own), most)]
-    rng.shuffle(out)
-    return [s for handful in out for s in handful]
+    for s in samples: asked.setdefault((question or question_of)(s), []).append(s)
+    return [own[i:i + most] for own in asked.values() for i in range(0, len(own), most)]
+
+def _filled(queue, size):
+    "(`size` samples, or as many as there are; the rest of the queue): handfuls, whole ones as long as one fits."
+    out, queue = [], list(queue)
+    while queue and len(out) < size:
+        i = next((i for i, h in enumerate(queue) if len(h) <= size - len(out)), 0)
+        handful, room = queue[i], size - len(out); out += handful[:room]
+        queue[i:i + 1] = [handful[room:]] if handful[room:] else []
+    return out, queue
 
 # %% ../nbs/13_training.ipynb #45ca6273
 def label_of(sample # `Sample(trajectory, step, weight)`
@@ -219,7 +233,7 @@ class Trainer:
                  warmup_steps:int=30,         # See `rate`
                  final_fraction:float=0.1,    # See `rate`
                  max_grad_norm:float=1.0,     # Gradients are clipped to this norm
-                 answers_together:int=4,      # So many answers to one question stay in one batch, where the question is read once; 1: shuffled one by one
+                 answers_together:int=4,      # So many answers to one question stay together, where one row reads the question for all of them; 1: shuffled one by one
                  micro_batch_size:int=None,   # Samples in memory at once; None: the whole batch
                  step_in_backward:bool=False, # Never hold all gradients: see `training_step`; for training all weights of a model that barely fits
                  mixed_precision:str="no",    # "no", "bf16", or "fp16" with loss scaling
@@ -256,9 +270,11 @@ def fit(self:Trainer,
     "Take `steps` optimizer steps on `samples`; nothing happens if there are none."
     if not samples: return
     if batch_size < (n := self.accelerator.num_processes): raise ValueError(f"batch_size is over all processes and must be at least one sample for each of the {n}, got {batch_size}")
-    if room := self.memory_gb or _room(self.model.device): self._foresee(samples, -(-batch_size // n), room)
+    share = -(-batch_size // n)
+    if room := self.memory_gb or _room(self.model.device): self._foresee(samples, share, room)
+    together = 1 if self.model.plain_because or not self.model.fast else min(self.answers_together, self.micro_batch_size or share, share)  # only where they share a row
     torch.manual_seed(int.from_bytes(seed.encode()[-7:], "big"))  # dropout
-    for i, batch in enumerate(batches(samples, batch_size, steps, seed, self.answers_together)):
+    for i, batch in enumerate(batches(samples, batch_size, steps, seed, together)):
         start = time.perf_counter()
         for group in self.optimizer.param_groups: group["lr"] = self.rate * rate(self.step, i / steps, self.warmup_steps, self.final_fraction)
         out = self._step(batch)
@@ -295,7 +311,9 @@ def _step(self:Trainer, batch):
     "One optimizer step on `batch`, this process's share of it."
     a, size = self.accelerator, self.micro_batch_size or len(batch)
     mine, tokens = batch[len(batch) * a.process_index // a.num_processes:len(batch) * (a.process_index + 1) // a.num_processes], sum(self.tokens_of_text(l) if isinstance(l, str) else len(l) for l in map(label_of, batch))
-    out = training_step(self.learner, [as_batch(mine[i:i + size]) for i in range(0, len(mine), size)], self.optimizer, self.scaler, self.max_grad_norm,
+    parts, rest = [], [mine] if size >= len(mine) else handfuls(mine, min(size, self.answers_together))
+    while rest: part, rest = _filled(rest, size); parts.append(as_batch(part))
+    out = training_step(self.learner, parts, self.optimizer, self.scaler, self.max_grad_norm,
                         tokens / a.num_processes, self.precision, self.step_in_backward)  # gradients are averaged over the processes
     if a.num_processes > 1: out.update(loss=a.reduce(torch.tensor(out["loss"], device=self.model.device), "mean").item(), n_tokens=tokens)
     if not math.isfinite(out["grad_norm"]): out.update(grad_norm=None, skipped="the scaled gradient overflowed; the scale was lowered")
@@ -663,7 +681,7 @@ def train_with_orchestration(
         optimizer:str="adamw",            # "adamw", or "adamw8bit" (bitsandbytes)
         warmup_steps:int=30,              # Linear rise of the rate at the start of the run
         max_grad_norm:float=1.0,          # Gradients are clipped to this norm
-        answers_together:int=4,           # So many answers to one question stay in one batch, where it is read once
+        answers_together:int=4,           # So many answers to one question stay together, where one row reads it for all of them
         micro_batch_size:int|None=None,   # Samples in memory at once; None: the whole batch
         step_in_backward:bool=False,      # Never hold all gradients at once; each is clipped by its own norm
         mixed_precision:str="no",         # "no", "bf16", or "fp16" with loss scaling

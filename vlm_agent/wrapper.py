@@ -306,7 +306,7 @@ class VLMWrapper(nn.Module):
         self.max_new_tokens, self.temperature, self.do_sample = min(max_new_tokens, own.get("max_new_tokens", max_new_tokens)), temperature, do_sample
         self.fast, self.plain_because = fast, why_plain(model, self.family)
         self._merged, self._patches = Merged(model), Patches(processor)
-        self._features = Features(model, self.family, self._patches, int(vision_cache_gb * 2**30))
+        self._features = Features(model, self.family, self._patches, vision_cache_gb * 2**30)
         self._asked, self._asked_bytes = OrderedDict(), 0  # see `_ask`
         return self
 
