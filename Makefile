@@ -39,7 +39,10 @@ test: $(VENV)/.dev chromium  ## notebooks clean, in sync and green, and all of t
 test-slow: $(VENV)/.dev chromium  ## the cells and tests that take minutes
 	$(BIN)/python -m pytest --slow $(ARGS)
 
-bench: bench-learning bench-memory bench-environments  ## all of the benchmarks, one after the other
+bench:  ## all of the benchmarks, one after the other
+	$(MAKE) bench-learning ARGS=
+	$(MAKE) bench-memory ARGS=
+	$(MAKE) bench-environments ARGS=
 
 bench-environments: $(VENV)/.dev  ## episodes a second of the environments
 	$(BIN)/python benchmarks/environment_throughput.py $(ARGS)

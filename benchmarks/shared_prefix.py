@@ -2,8 +2,7 @@
 
     python benchmarks/shared_prefix.py --size tiny mid --pixels 160x224 448x448 --repeats 5 [--json benchmarks/results/shared_prefix.json]
 
-Everybody has the same weights (random, Qwen2-VL), LoRA (rank 16 on the text's attention), screenshots (new ones each round), prompts and answers
-of 12 tokens; `--screens` screenshots, k answers to each, half of them learnt, one optimizer step. The tower is frozen. Contenders:
+Everybody has the same weights (random, Qwen2-VL), LoRA (rank 16 on the text's attention), screenshots (new ones each round) and prompts; they say 12 tokens and learn answers of about nine; `--screens` screenshots, k answers to each, half of them learnt, one optimizer step. The tower is frozen. Contenders:
 
     ours         VLMWrapper.sample + training_step
     ours, tower  the same with freeze_vision_encoder(dtype="bfloat16")
@@ -22,7 +21,7 @@ A trainer's step is its collator, its `training_step`, clipping and the optimize
 Learning alone takes all k answers and leaves preprocessing out: `naive` is Hugging Face's forward with labels on a batch of them.
 
 `--device cuda --size 2b 7b` builds Qwen2-VL from its published configurations with random weights in bfloat16 and prints trajectories and tokens
-a second, the share of the chip's peak that the needed products use (MFU, `--peak` TFLOP/s) and peak memory. It needs no rivals' packages.
+a second, the share of the chip's peak that the needed products use (MFU, `--peak` TFLOP/s) and peak memory; preprocessing is left out. It needs no rivals' packages.
 `--rates` does the same on a CPU, at a size that it can bear: in CPU time, in float32, without peak memory, `--peak` being what a large product reaches there.
 """
 import argparse
@@ -93,7 +92,7 @@ def checkpoint(size, folder, dtype=torch.float32, device="cpu"):
     with torch.device(device): model = Qwen2VLForConditionalGeneration._from_config(config, dtype=dtype)
     model.generation_config.eos_token_id = tok.eos_token_id; model.generation_config.pad_token_id = tok.pad_token_id
     model.save_pretrained(folder)
-    image_only(Qwen2VLProcessor)(Qwen2VLImageProcessorPil(size={"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}), tok, chat_template=TEMPLATE).save_pretrained(folder)
+    image_only(Qwen2VLProcessor)(Qwen2VLImageProcessorPil(size={"shortest_edge": 56 * 56, "longest_edge": MOST_PIXELS}), tok, chat_template=TEMPLATE).save_pretrained(folder)
 
 
 def round_of(seed, screens, k, pixels):
@@ -233,10 +232,18 @@ def lessons(folder, pixels, screens, k, repeats):
     return took
 
 
-def needed(size, pixels, k, tokens, prompt=64):
-    "FLOPs that one screenshot and its k answers cannot do without: {tower, text, head}; a product of (m, n) and (n, p) is 2 m n p. A picture's two equal frames are one, causal rows do not meet the keys behind them, and of the prompt the last layer is asked for keys and values only."
+MOST_PIXELS = 28 * 28 * 1280  # that the checkpoint's processor leaves of a screenshot
+
+def image_tokens(pixels):
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+    h, w = smart_resize(pixels[1], pixels[0], 28, 56 * 56, MOST_PIXELS)
+    return (h // 28) * (w // 28)
+
+
+def needed(size, pixels, k, tokens, prompt):
+    "FLOPs that one screenshot, a prompt of so many tokens beside it and k answers of so many cannot do without: {tower, text, head}; a product of (m, n) and (n, p) is 2 m n p. A picture's two equal frames are one, causal rows do not meet the keys behind them, and of the prompt the last layer is asked for keys and values only."
     text, _, vision = SIZES[size]; d, n = text["hidden_size"], text["num_hidden_layers"]; e, depth = vision["embed_dim"], vision["depth"]
-    image = round(pixels[0] / 28) * round(pixels[1] / 28); patches, length, new = 4 * image, image + prompt, k * tokens
+    image = image_tokens(pixels); patches, length, new = 4 * image, image + prompt, k * tokens
     kv = d // text["num_attention_heads"] * text["num_key_value_heads"]; layer = 2 * d * d + 2 * d * kv + 3 * d * text["intermediate_size"]
     tower = depth * (2 * patches * 12 * e * e + 4 * patches ** 2 * e) + 2 * patches * 588 * e + 2 * image * (16 * e * e + 4 * e * d)
     read, said = 2 * length * ((n - 1) * layer + 2 * d * kv) + (n - 1) * 2 * d * length ** 2, 2 * new * n * layer + n * 4 * d * new * length
@@ -244,8 +251,11 @@ def needed(size, pixels, k, tokens, prompt=64):
 
 
 def peak_of(device):
-    "TFLOP/s of a large product: what a CPU reaches here; of a GPU the data sheet's (an H100 or H200, bfloat16)."
-    if device == "cuda": return 989
+    "TFLOP/s of a large product: what a CPU reaches here; of a GPU its data sheet's (bfloat16, dense)."
+    if device == "cuda":
+        for name, peak in dict(H200=989, H100=989, A100=312).items():
+            if name in torch.cuda.get_device_name(): return peak
+        sys.exit(f"the peak of {torch.cuda.get_device_name()} is not known here: give --peak, its TFLOP/s in bfloat16")
     a = torch.randn(1024, 1024); a @ a
     return 2 * 1024**3 / min(seconds(torch.mm, a, a) for _ in range(9)) / 1e12
 
@@ -262,18 +272,21 @@ def rates(device, size, pixels, screens, k, repeats, only, peak):
         checkpoint(size, folder, torch.bfloat16 if gpu else torch.float32, device)
         for name in [n for n in ("ours", "plain") if n in only]:
             if gpu: torch.cuda.empty_cache()
-            c, times = Ours(folder, name == "ours", device), {}
+            c, times, lengths = Ours(folder, name == "ours", device), {}, {"act": [], "learn": []}
             for r in range(repeats + 2):
                 tasks = round_of(r, screens, k, pixels); samples = [(p, q, a) for p, q, answers in tasks for a in answers]
                 naive_batch(c, samples)  # fills the processor's cache
-                took = {"act": timed(c.act, tasks, k)}; c.vlm._features.forget()
+                said = []; took = {"act": timed(lambda: said.extend(p for row in c.act(tasks, k) for p in row))}; c.vlm._features.forget()
                 took |= {what: timed(c.learn, samples) for what in ("learn", "learn, features kept")[:1 + (name == "ours")]}  # the plain path keeps none
-                if r > 1: [times.setdefault(what, []).append(t) for what, t in took.items()]
-            f = needed(size, pixels, k, TOKENS)
-            flops = {"act": sum(f.values()), "learn": f["tower"] + 2 * (f["text"] + f["head"]), "learn, features kept": 2 * (f["text"] + f["head"])}  # LoRA: no gradients of weights
+                if r > 1:
+                    for what, t in took.items(): times.setdefault(what, []).append(t)
+                    lengths["act"] += [len(p.token_ids) for p in said]; lengths["learn"] += [len(c.vlm.label_ids(s[2])) for s in samples]
+            prompt = c.vlm.inputs([tasks[0][0]], [tasks[0][1]])[0]["input_ids"].shape[1] - image_tokens(pixels)
+            mean = {what: statistics.mean(n) for what, n in lengths.items()}; acted, f = (needed(size, pixels, k, mean[what], prompt) for what in ("act", "learn"))
+            flops = {"act": sum(acted.values()), "learn": f["tower"] + 2 * (f["text"] + f["head"]), "learn, features kept": 2 * (f["text"] + f["head"])}  # LoRA: no gradients of weights
             for what, have in times.items():
                 t = statistics.median(s for s, _ in have)
-                found = dict(trajectories_per_second=screens * k / t, tokens_per_second=screens * k * TOKENS / t, mfu=screens * flops[what] / t / peak / 1e12, **(dict(peak_gib=max(m for _, m in have) / 2**30) if gpu else {}))
+                found = dict(trajectories_per_second=screens * k / t, tokens_per_second=screens * k * mean[what.split(",")[0]] / t, mfu=screens * flops[what] / t / peak / 1e12, **(dict(peak_gib=max(m for _, m in have) / 2**30) if gpu else {}))
                 print(f"{size} {pixels[0]}x{pixels[1]} k={k} {name:6} {what:22}" + "".join(f"  {key} {v:.3g}" for key, v in found.items()), flush=True)
                 out[f"{name}, {what}"] = dict(seconds=[s for s, _ in have], **found)
             del c

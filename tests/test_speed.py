@@ -29,7 +29,7 @@ def benchmark():
     return module
 
 
-@pytest.mark.parametrize("pixels, k", [((160, 224), 4), ((448, 448), 1)])
+@pytest.mark.parametrize("pixels, k", [((160, 224), 4), ((448, 448), 1), ((1920, 1080), 1)])  # the last is more than the processor lets through
 def test_the_needed_products_are_those_that_are_computed(benchmark, tmp_path, pixels, k):
     "By torch's own count: the tower, and then the rest, when the features are kept."
     from vlm_agent.wrapper import VLMWrapper
@@ -41,6 +41,7 @@ def test_the_needed_products_are_those_that_are_computed(benchmark, tmp_path, pi
         with torch.no_grad(), FlopCounterMode(display=False, custom_mapping={torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}) as counter: vlm([picture] * k, [prompt] * k, answers)
         return counter.get_total_flops()
     both, rest = count(), count()
-    image = round(pixels[0] / 28) * round(pixels[1] / 28); length = vlm.inputs([picture], [prompt])[0]["input_ids"].shape[1]
-    needed = benchmark.needed("tiny", pixels, k, tokens / k, length - image)
+    ids = vlm.inputs([picture], [prompt])[0]["input_ids"]; image = (ids == vlm.config.image_token_id).sum().item()
+    assert benchmark.image_tokens(pixels) == image
+    needed = benchmark.needed("tiny", pixels, k, tokens / k, ids.shape[1] - image)
     assert abs((both - rest) / needed["tower"] - 1) < 0.02 and abs(rest / (needed["text"] + needed["head"]) - 1) < 0.03, (both - rest, rest, needed)

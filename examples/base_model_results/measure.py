@@ -32,7 +32,7 @@ from vlm_agent.rejection_sampling import RejectionSampling
 from vlm_agent.runner import ModelPolicy, TaskRunner, random_policy, record_demonstrations, stream_of
 from vlm_agent.server import make_env
 from vlm_agent.training import DEMONSTRATED, HELD_OUT, train_with_orchestration
-from vlm_agent.wrapper import load_model
+from vlm_agent.wrapper import load_model, slow_precision
 
 ONE_CLICK = "click-test click-button click-dialog click-color click-test-2 focus-text click-link click-widget click-dialog-2 click-tab focus-text-2 click-test-transfer unicode-test identify-shape".split()
 SEVERAL = "click-option click-checkboxes click-button-sequence click-collapsible enter-text enter-password login-user".split()
@@ -65,11 +65,11 @@ class Meter:
     def to_dict(self): return {f"cpu_minutes_{k}": round(v, 3) for k, v in self.spent.items()}
 
 def machine():
-    "The processor's name where the system tells it, how many cores, and whether it multiplies in bfloat16."
+    "The processor's name where the system tells it, how many cores, and whether torch multiplies in bfloat16 there."
     try: said = Path("/proc/cpuinfo").read_text()
     except OSError: said = ""
     name = next((line.split(":", 1)[1].strip() for line in said.splitlines() if line.startswith("model name")), platform.processor() or platform.machine())
-    return f"{name}, {os.cpu_count()} cores, {'bfloat16' if '_bf16' in said else 'no bfloat16'}, Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{name}, {os.cpu_count()} cores, {'no ' if slow_precision(torch.bfloat16) else ''}bfloat16, Python {platform.python_version()}, torch {torch.__version__}"
 
 def write(name, what, **more):
     path = HERE/name; path.parent.mkdir(parents=True, exist_ok=True)
