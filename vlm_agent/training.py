@@ -270,11 +270,9 @@ def fit(self:Trainer,
     "Take `steps` optimizer steps on `samples`; nothing happens if there are none."
     if not samples: return
     if batch_size < (n := self.accelerator.num_processes): raise ValueError(f"batch_size is over all processes and must be at least one sample for each of the {n}, got {batch_size}")
-    share = -(-batch_size // n)
-    if room := self.memory_gb or _room(self.model.device): self._foresee(samples, share, room)
-    together = 1 if self.model.plain_because or not self.model.fast else min(self.answers_together, self.micro_batch_size or share, share)  # only where they share a row
+    if room := self.memory_gb or _room(self.model.device): self._foresee(samples, -(-batch_size // n), room)
     torch.manual_seed(int.from_bytes(seed.encode()[-7:], "big"))  # dropout
-    for i, batch in enumerate(batches(samples, batch_size, steps, seed, together)):
+    for i, batch in enumerate(batches(samples, batch_size, steps, seed, self.answers_together)):
         start = time.perf_counter()
         for group in self.optimizer.param_groups: group["lr"] = self.rate * rate(self.step, i / steps, self.warmup_steps, self.final_fraction)
         out = self._step(batch)
