@@ -2,7 +2,9 @@
 
     python benchmarks/shared_prefix.py --size tiny mid --pixels 160x224 448x448 --repeats 5 [--json benchmarks/results/shared_prefix.json]
 
-Everybody has the same weights (random, Qwen2-VL), LoRA (rank 16 on the text's attention), screenshots (new ones each round) and prompts; they say 12 tokens and learn answers of about nine; `--screens` screenshots, k answers to each, half of them learnt, one optimizer step. The tower is frozen. Contenders:
+Everybody has the same weights (random, Qwen2-VL), LoRA (rank 16 on the text's attention), screenshots (new ones each round) and prompts; they say
+12 tokens and learn answers of about nine; `--screens` screenshots, k answers to each, half of them learnt, one optimizer step. The tower is frozen.
+Contenders:
 
     ours         VLMWrapper.sample + training_step
     ours, tower  the same with freeze_vision_encoder(dtype="bfloat16")
@@ -62,7 +64,8 @@ TEMPLATE = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['conten
 PROMPT = ("You are a UI agent. Look at the screenshot and reply with one action. Actions: click(x, y), type(\"text\"), scroll(dx, dy), press(key), done(). "
           "Task: open the settings page and turn on the dark mode option. Step {step} of 10.")
 IN_BFLOAT16 = ("ours, tower", "ours, bf16", "trl, auto", "trl, bf16")
-TOKENS = 12  # of an answer
+TOKENS = 12  # of an answer that is said
+MOST_PIXELS = 28 * 28 * 1280  # that the checkpoint's processor leaves of a screenshot
 SIZES = {  # text, multimodal positions, vision
     "tiny": (dict(hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, vocab_size=512), [4, 6, 6], dict(depth=4, embed_dim=128, num_heads=4, hidden_size=128)),
     "mid": (dict(hidden_size=384, intermediate_size=2240, num_hidden_layers=8, num_attention_heads=6, num_key_value_heads=1, vocab_size=151936), [8, 12, 12], dict(depth=8, embed_dim=320, num_heads=4, hidden_size=384)),
@@ -231,8 +234,6 @@ def lessons(folder, pixels, screens, k, repeats):
             print(f"  {r} {name:32} {t:7.3f}", flush=True)
     return took
 
-
-MOST_PIXELS = 28 * 28 * 1280  # that the checkpoint's processor leaves of a screenshot
 
 def image_tokens(pixels):
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize

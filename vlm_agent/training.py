@@ -308,7 +308,8 @@ def _foresee(self:Trainer, samples, share, room):
 def _step(self:Trainer, batch):
     "One optimizer step on `batch`, this process's share of it."
     a, size = self.accelerator, self.micro_batch_size or len(batch)
-    mine, tokens = batch[len(batch) * a.process_index // a.num_processes:len(batch) * (a.process_index + 1) // a.num_processes], sum(self.tokens_of_text(l) if isinstance(l, str) else len(l) for l in map(label_of, batch))
+    mine = batch[len(batch) * a.process_index // a.num_processes:len(batch) * (a.process_index + 1) // a.num_processes]  # in one piece: handfuls stay whole
+    tokens = sum(self.tokens_of_text(l) if isinstance(l, str) else len(l) for l in map(label_of, batch))
     parts, rest = [], [mine] if size >= len(mine) else handfuls(mine, min(size, self.answers_together))
     while rest: part, rest = _filled(rest, size); parts.append(as_batch(part))
     out = training_step(self.learner, parts, self.optimizer, self.scaler, self.max_grad_norm,
