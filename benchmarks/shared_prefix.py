@@ -23,7 +23,7 @@ A trainer's step is its collator, its `training_step`, clipping and the optimize
 Learning alone takes all k answers and leaves preprocessing out: `naive` is Hugging Face's forward with labels on a batch of them.
 
 `--device cuda --size 2b 7b` builds Qwen2-VL from its published configurations with random weights in bfloat16 and prints trajectories and tokens
-a second, the share of the chip's peak that the needed products use (MFU, `--peak` TFLOP/s) and peak memory; preprocessing is left out. It needs no rivals' packages.
+a second, the share of the chip's peak that the needed products use (MFU, `--peak` TFLOP/s) and peak memory; preprocessing is left out, "ours" has torch_compile=True. It needs no rivals' packages.
 `--rates` does the same on a CPU, at a size that it can bear: in CPU time, in float32, without peak memory, `--peak` being what a large product reaches there.
 """
 import argparse
@@ -45,10 +45,11 @@ warnings.filterwarnings("ignore")
 import numpy as np
 import torch
 
-OPERATORS = torch.library.Library("torchvision", "DEF")  # the PyPI build of torchvision looks for these beside a CPU torch
-for operator in ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor", "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"):
-    try: OPERATORS.define(operator)
-    except RuntimeError: pass
+if torch.version.cuda is None:  # the PyPI build of torchvision looks for these beside a CPU torch
+    OPERATORS = torch.library.Library("torchvision", "DEF")
+    for operator in ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor", "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"):
+        try: OPERATORS.define(operator)
+        except RuntimeError: pass
 
 import transformers
 from PIL import Image
@@ -113,7 +114,7 @@ def round_of(seed, screens, k, pixels):
 class Ours:
     def __init__(self, folder, fast, device="cpu", vision=False, tower=None, dtype="auto"):
         from vlm_agent.wrapper import VLMWrapper, make_optimizer
-        self.vlm = VLMWrapper(folder, device=device, torch_dtype=dtype, use_lora=True, lora_config={**LORA, "vision": vision, **({"target_modules": None} if vision else {})}, max_new_tokens=TOKENS, fast=fast)
+        self.vlm = VLMWrapper(folder, device=device, torch_dtype=dtype, use_lora=True, lora_config={**LORA, "vision": vision, **({"target_modules": None} if vision else {})}, max_new_tokens=TOKENS, fast=fast, torch_compile=fast and device == "cuda")
         if not vision: self.vlm.freeze_vision_encoder(dtype=tower)
         self.optimizer = make_optimizer("adamw", [p for p in self.vlm.parameters() if p.requires_grad], 1e-4)
     def act(self, tasks, k): return self.vlm.sample([t[0] for t in tasks], [t[1] for t in tasks], k=k, temperature=1.0)
@@ -275,7 +276,7 @@ def rates(device, size, pixels, screens, k, repeats, only, peak):
             if gpu: torch.cuda.empty_cache()
             c, times, lengths = Ours(folder, name == "ours", device), {}, {"act": [], "learn": []}
             for r in range(repeats + 2):
-                tasks = round_of(r, screens, k, pixels); samples = [(p, q, a) for p, q, answers in tasks for a in answers]
+                tasks = [(np.asarray(p), q, answers) for p, q, answers in round_of(r, screens, k, pixels)]; samples = [(p, q, a) for p, q, answers in tasks for a in answers]  # arrays, as the runner has them
                 naive_batch(c, samples)  # fills the processor's cache
                 said = []; took = {"act": timed(lambda: said.extend(p for row in c.act(tasks, k) for p in row))}; c.vlm._features.forget()
                 took |= {what: timed(c.learn, samples) for what in ("learn", "learn, features kept")[:1 + (name == "ours")]}  # the plain path keeps none

@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .core import nearest
 from .families import build_tiny, family_of, load_processor, tiny_parts
-from .shared_prefix import sample_answers
+from .shared_prefix import TOGETHER, sample_answers
 from .wrapper import PRECISIONS, VLMWrapper, _paired, draw, make_optimizer, skeleton, to_rgb, training_step
 
 # %% auto #0
@@ -343,7 +343,7 @@ def predict_memory(model,                         # A Hub name of `known_models(
     tracker = PeakTracker(512 if device == "cuda" else 1, config.get_text_config().vocab_size)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode: net = _without_weights(config, dtype, quantization, use_lora, lora_config)
     vlm = _ready(VLMWrapper.around(net, processor, settings["model"]), freeze_vision, gradient_checkpointing)
-    if device == "cuda": vlm._features.most_bytes, vlm._features.products = 0, False  # features are kept beside the GPU, and its attention is fused
+    if device == "cuda": vlm._features.most_bytes, vlm._features.products, vlm._features.together = 0, False, TOGETHER  # features are kept beside the GPU, its attention is fused, and a call of the tower takes several pictures
     vlm.fast = getattr(model, "fast", True)
     batch = batch or _batch(vlm, own, image_size, batch_size, prompt, label, samples_per_screenshot); parts = _parts(batch, accumulate)
     for t in _held(vlm.model): tracker.track(t, "weights", True)

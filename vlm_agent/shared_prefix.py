@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import types
 from collections import OrderedDict
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -18,8 +19,9 @@ from torch import nn
 from .families import Family, parts
 
 # %% auto #0
-__all__ = ['base_of', 'text_of', 'why_plain', 'Patches', 'attending_by', 'products', 'pictures_of', 'Features', 'Prompt',
-           'side_by_side', 'two_parts', 'last_layer_at', 'buckets', 'answer_nll', 'sample_answers', 'Merged']
+__all__ = ['TOGETHER', 'base_of', 'text_of', 'why_plain', 'Patches', 'attending_by', 'products', 'pictures_of', 'Features',
+           'Prompt', 'side_by_side', 'two_parts', 'last_layer_at', 'buckets', 'answer_nll', 'sample_answers', 'Merged',
+           'compile_small_steps']
 
 # %% ../nbs/03_shared_prefix.ipynb #648932c1
 def base_of(model): return getattr(model, "get_base_model", lambda: model)()
@@ -65,11 +67,15 @@ class Patches:
         ids, image = ids.repeat_interleave(often)[None], image.repeat_interleave(often)[None]
         return dict(input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=image.long(), pixel_values=torch.cat(made) if len(made) > 1 else made[0], image_grid_thw=grids)
 
-    def floats(self, patches, dtype=torch.float32):
-        "Bytes (N, 3, p * p) to what the model takes, (N, 3, frames, p * p): a picture is a film that stands still, its frames are one."
+    def floats(self, patches, dtype=torch.float32, device="cpu"):
+        "Bytes (N, 3, p * p) to what the model takes, (N, 3, frames, p * p): a picture is a film that stands still, its frames are one. Bytes travel to a GPU, not floats."
+        return self._looked_up(patches, dtype, torch.device(device))[:, :, None].expand(-1, -1, self.processor.image_processor.temporal_patch_size, -1)
+
+    def _looked_up(self, patches, dtype, device):
+        if device.type != "cpu": return torch.from_numpy(self.table).to(device, dtype).flatten()[patches.to(device).long() + 256 * torch.arange(3, device=device)[:, None]]
         table = _rounded(self.table, dtype); out = np.empty(patches.shape, table.dtype)
-        for c in range(3): np.take(table[c], patches[:, c].numpy(), out=out[:, c], mode="clip")
-        return torch.from_numpy(out).view(dtype)[:, :, None].expand(-1, -1, self.processor.image_processor.temporal_patch_size, -1)
+        for c in range(3): np.take(table[c], patches[:, c].numpy(), out=out[:, c], mode="clip")  # a torch CPU takes several times as long
+        return torch.from_numpy(out).view(dtype)
 
 def _rounded(a, dtype):
     "float32 in the bits of another precision; numpy knows no bfloat16."
@@ -82,7 +88,7 @@ def _sized(ip, a):
     factor = ip.patch_size * ip.merge_size
     size = smart_resize(*a.shape[:2], factor, ip.size["shortest_edge"], ip.size["longest_edge"]) if ip.do_resize else a.shape[:2]
     if size == a.shape[:2]: return a if not (size[0] % factor or size[1] % factor) else None
-    if type(ip).__name__ == "Qwen2VLImageProcessor": return ip.resize(torch.from_numpy(a).permute(2, 0, 1).contiguous(), ip.size, ip.resample, factor).permute(1, 2, 0).numpy()  # torchvision's
+    if type(ip).__name__ == "Qwen2VLImageProcessor": return ip.resize(torch.tensor(a).permute(2, 0, 1).contiguous(), ip.size, ip.resample, factor).permute(1, 2, 0).numpy()  # torchvision's
     if type(ip) is not Qwen2VLImageProcessorPil: return None
     return ip.resize(a.transpose(2, 0, 1), ip.size, ip.resample, factor).transpose(1, 2, 0)
 
@@ -158,6 +164,8 @@ def _joined(outs):
     return type(outs[0])(**{k: join([o[k] for o in outs]) for k in ("pooler_output", "deepstack_features") if outs[0].get(k) is not None})
 
 # %% ../nbs/03_shared_prefix.ipynb #c3e125a3
+TOGETHER = 2**14 # Patches that the tower sees in one call on a GPU; a CPU's caches hold one picture
+
 class Features:
     "What the tower makes of pictures, kept as long as the tower is what it was."
     def __init__(self, model,              # A Hugging Face or PEFT model
@@ -167,6 +175,7 @@ class Features:
         self.model, self.family, self.patches, self.most_bytes, self.kept, self.bytes, self.state = model, family, patches, most_bytes, OrderedDict(), 0, None
         self.computed = 0                  # Pictures that the tower has seen
         self.products = True               # Attention by `products` on a CPU
+        self.together = TOGETHER if model.device.type != "cpu" else 0
         self.parts = list(parts(model, family.vision).values())
         self.text = text_of(model, family)
         self.modules = [m for part in self.parts if isinstance(part, nn.Module) for m in part.modules()]
@@ -177,10 +186,11 @@ class Features:
         if not pictures: return None
         if torch.is_grad_enabled() and self.trained: self.forget(); return self._learnt(pictures)  # a step may follow, and some optimizers write behind torch's back
         if (state := self._state()) != self.state: self.forget(); self.state = state
-        for name, inputs in pictures:
-            if name in self.kept: self.kept.move_to_end(name); continue
-            with torch.no_grad(): self.kept[name] = _on("cpu", self._see(inputs))  # beside the GPU: its memory is for the model
-            self.bytes += _nbytes(self.kept[name])
+        for name, _ in pictures:
+            if name in self.kept: self.kept.move_to_end(name)
+        for some in self._portions({name: inputs for name, inputs in pictures if name not in self.kept}):
+            with torch.no_grad(): seen = self._each(some)
+            for name, out in seen.items(): self.kept[name] = _on("cpu", out); self.bytes += _nbytes(self.kept[name])  # beside the GPU: its memory is for the model
         out = _on(self.model.device, _joined([self.kept[name] for name, _ in pictures]))
         while self.bytes > self.most_bytes and self.kept: self.bytes -= _nbytes(self.kept.popitem(last=False)[1])
         return out
@@ -205,22 +215,39 @@ class Features:
         for m in was: m.training = False
         for parent, name, conv in self.cuts: setattr(parent, name, _Cut(conv))
         dtype = next((t.dtype for t in self._tensors() if t.is_floating_point()), self.model.dtype)
-        inputs = {k: (self.patches.floats(t, dtype) if self.attend else self.patches.floats(t).flatten(1)) if t.dtype == torch.uint8 else t for k, t in inputs.items() if k in takes}
+        inputs = {k: (self.patches.floats(t, dtype, self.model.device) if self.products else self.patches.floats(t).flatten(1)) if t.dtype == torch.uint8 else t for k, t in inputs.items() if k in takes}
         try:
-            with attending_by("products", self.attend, self.modules) if self.attend and dtype == torch.bfloat16 and not torch.is_grad_enabled() else contextlib.nullcontext(): out = base.get_image_features(**{k: t.to(self.model.device, dtype if t.is_floating_point() else None) for k, t in inputs.items()})
+            with attending_by("products", self.attend, self.modules) if self.attend and dtype == torch.bfloat16 and not torch.is_grad_enabled() else contextlib.nullcontext(): out = base.get_image_features(**{k: t.to(self.model.device, dtype if t.is_floating_point() else None) for k, t in inputs.items()}, **self._lengths(inputs))
         finally:
             for m in was: m.training = True
             for parent, name, conv in self.cuts: setattr(parent, name, conv)
         return type(out)(**{k: out[k] for k in ("pooler_output", "deepstack_features") if out.get(k) is not None})
 
+    def _lengths(self, inputs):
+        "Where each picture ends, on the CPU: each layer asks for it, and a GPU would have to be waited for each time."
+        if self.model.device.type == "cpu" or "image_grid_thw" not in inputs: return {}
+        from transformers.vision_utils import get_vision_cu_seqlens
+        return dict(cu_seqlens=get_vision_cu_seqlens(inputs["image_grid_thw"].cpu()))
+
     def _learnt(self, pictures):
-        "With a graph: each picture once, in one call where the pictures' tokens lie in one row anyway."
-        once = dict(pictures); names = list(once)
-        if len(once) > 1 and all("image_grid_thw" in s for s in once.values()):
-            out = self._see({k: torch.cat([s[k] for s in once.values()]) for k in once[names[0]]}); self.computed += len(once) - 1
-            seen = {n: type(out)(**{k: [[layer[i]] for layer in v] if k == "deepstack_features" else [v[i]] for k, v in out.items()}) for i, n in enumerate(names)}
-        else: seen = {n: self._see(s) for n, s in once.items()}
+        "With a graph: each picture once."
+        seen = self._each(dict(pictures))
         return _joined([seen[n] for n, _ in pictures])
+
+    def _each(self, once):
+        "What the tower makes of each of these pictures: in one call where their tokens lie in one row anyway."
+        if len(once) == 1 or not all("image_grid_thw" in s for s in once.values()): return {n: self._see(s) for n, s in once.items()}
+        out = self._see({k: torch.cat([s[k] for s in once.values()]) for k in next(iter(once.values()))}); self.computed += len(once) - 1
+        return {n: type(out)(**{k: [[layer[i]] for layer in v] if k == "deepstack_features" else [v[i]] for k, v in out.items()}) for i, n in enumerate(once)}
+
+    def _portions(self, once):
+        "Pictures for one call each: several on a GPU, which a single one does not fill."
+        out, patches = [], 0
+        for name, inputs in once.items():
+            n = len(inputs["pixel_values"]) if "image_grid_thw" in inputs else self.together + 1
+            if out and patches + n <= self.together: out[-1][name] = inputs; patches += n
+            else: out.append({name: inputs}); patches = n
+        return out
 
 class _Cut(nn.Module):
     "A convolution whose input is one patch is a product, and several times faster as one."
@@ -434,3 +461,34 @@ def _merged(m):
     layer.weight = nn.Parameter(m.base_layer.weight + sum(m.get_delta_weight(a) for a in m.active_adapters).to(m.base_layer.weight.dtype), requires_grad=False)
     layer.bias = m.base_layer.bias
     return layer.eval()
+
+# %% ../nbs/03_shared_prefix.ipynb #4b48b276
+def compile_small_steps(model,                   # A Hugging Face or PEFT model; changed in place
+                        backend:str="inductor",  # Of `torch.compile`
+                       )->list:                  # Names of the kinds of modules that are quicker now
+    "Norms, rotations, activations and gates as one kernel each."
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)  # acting and learning, one row and several, one token and many
+    kinds = {type(m): _in_one(type(m), backend) for m in model.modules()}
+    for m in model.modules():
+        if quick := kinds.get(type(m)): m.__class__ = quick
+    return [kind.__name__ for kind, quick in kinds.items() if quick]
+
+@cache
+def _compiled(f, backend): return torch.compile(f, dynamic=True, backend=backend)
+
+def _gate(act, a, b): return act(a) * b
+
+@cache
+def _in_one(kind, backend):
+    "The same kind of module with its small steps compiled; None where there are none."
+    if hasattr(kind, "small_steps"): return None
+    forward = kind.forward; code = getattr(forward, "__code__", None)
+    if kind.__name__.endswith("RMSNorm") or kind.__name__ == "QuickGELUActivation": quick = _compiled(forward, backend)
+    elif rotations := [n for n in getattr(code, "co_names", ()) if n.startswith("apply_") and "rotary" in n and n in forward.__globals__]:
+        quick = types.FunctionType(code, {**forward.__globals__, **{n: _compiled(forward.__globals__[n], backend) for n in rotations}}, forward.__name__, forward.__defaults__, forward.__closure__)
+        quick.__kwdefaults__ = forward.__kwdefaults__
+    elif code and "self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))" in inspect.getsource(forward):
+        def quick(self, x): return self.down_proj(_compiled(_gate, backend)(self.act_fn, self.gate_proj(x), self.up_proj(x)))
+    else: return None
+    return type(kind.__name__, (kind,), dict(forward=quick, small_steps=backend, __module__=kind.__module__))
+

@@ -16,6 +16,7 @@ import shutil
 import tempfile
 import warnings
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -29,7 +30,7 @@ from torch import nn
 
 from .core import Prediction, image_hash, nearest
 from .families import build_tiny, end_token, family_of, has_torchvision, load_processor, lora_pattern, parts
-from .shared_prefix import Features, Merged, Patches, Prompt, answer_nll, base_of, sample_answers, why_plain
+from .shared_prefix import Features, Merged, Patches, Prompt, answer_nll, base_of, compile_small_steps, sample_answers, why_plain
 
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # it advises a package that we have no use for, at each import
 
@@ -123,6 +124,7 @@ def _device(device):
     try: kind = torch.device(device).type
     except RuntimeError: raise ValueError(f"device must be 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps', got {device!r}") from None
     if kind == "cuda" and not torch.cuda.is_available(): raise ValueError(f"device={str(device)!r}, but torch sees no CUDA GPU here; use device='auto' or 'cpu', or install the CUDA build of torch and a driver")
+    if kind == "cuda" and (torch.device(device).index or 0) >= (n := torch.cuda.device_count()): raise ValueError(f"device={str(device)!r}, but there are {n} GPUs here, counted from 0; use device='cuda:{n - 1}' or below")
     if kind == "mps" and not torch.backends.mps.is_available(): raise ValueError("device='mps', but this machine has no Apple GPU; use device='auto'")
     return str(device)
 
@@ -264,6 +266,7 @@ class VLMWrapper(nn.Module):
                  do_sample:bool=True,            # Whether `predict_action` samples
                  fast:bool=True,                 # The paths of `shared_prefix`, where the family allows them; False: one full pass of the model for each answer
                  vision_cache_gb:float=1.0,      # GiB of main memory for what a frozen tower makes of screenshots, kept from acting to learning (Qwen2-VL-2B at 1280x720: 290 screenshots a GiB); 0: nothing is kept
+                 torch_compile:bool=False,       # Compile norms, rotations, activations and gates, see `compile_small_steps`: for a GPU, where they take half of the time
                  **unknown):
         if unknown: raise TypeError(_unknown(unknown))
         if not vision_cache_gb >= 0: raise ValueError(f"vision_cache_gb is GiB of main memory, at least 0, got {vision_cache_gb!r}")
@@ -285,6 +288,7 @@ class VLMWrapper(nn.Module):
         elif quantised: model.requires_grad_(False)  # whole numbers have no gradients
         if load_in_4bit: _keep_packing(model)
         self._furnish(model, processor, max_new_tokens, temperature, do_sample, fast, vision_cache_gb)
+        if torch_compile: compile_small_steps(model)
         if not quantised: warn_of_precision(self.dtype, self.device, f"pass torch_dtype='float32' ({4 * self.get_total_parameters()/2**30:.2g} GiB of weights)")
 
     @classmethod
@@ -410,6 +414,8 @@ def _side_by_side(rows, pad, left):
     return {**out, "input_ids": out["input_ids"].masked_fill(out["attention_mask"] == 0, pad)}
 
 # %% ../nbs/04_wrapper.ipynb #86121b40
+_NAMING = ThreadPoolExecutor()  # hashing lets go of the interpreter
+
 class _Pictures(list):
     @cached_property
     def names(self): return tuple(map(image_hash, self))
@@ -432,13 +438,14 @@ def inputs(self:VLMWrapper,
     pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.end
     batch = _side_by_side(rows, pad, left=not self.config.is_encoder_decoder)
     if k > 1: batch = {n: torch.cat([one for one in t.split([len(r.get(n, ())) for r in rows]) for _ in range(k)]) for n, t in batch.items()}
-    batch = {n: self._patches.floats(t).flatten(1) if t.dtype == torch.uint8 else t for n, t in batch.items()}
+    batch = {n: self._patches.floats(t, self.dtype, self.device).flatten(1) if t.dtype == torch.uint8 else t for n, t in batch.items()}
     return {n: t.to(self.device, self.dtype if t.is_floating_point() else None) for n, t in batch.items()}, list(names), sizes
 
 def _paired(images, prompts):
     if isinstance(prompts, str) or len(images) != len(prompts): raise ValueError(f"give one picture, or a list of pictures, for each prompt; got {len(images)} for {1 if isinstance(prompts, str) else len(prompts)} prompts")
     seen = {id(i): i for i in images}  # what stands there many times is read once
     seen = {key: _pictures(i) for key, i in seen.items()}
+    if sum(p.nbytes for pictures in seen.values() for p in pictures) > 2**22: list(_NAMING.map(lambda pictures: pictures.names, seen.values()))  # large ones side by side
     return [(seen[id(i)], p) for i, p in zip(images, prompts)]
 
 @patch
@@ -784,10 +791,11 @@ def load_model(name:str="tiny",                # "tiny", a Hub name, or a folder
                action_format:str|None=None,    # A dialect of `ActionDecoder`; None: the model's own
                fast:bool=True,                 # The paths of `shared_prefix`, where the family allows them
                vision_cache_gb:float=1.0,      # GiB of main memory for what a frozen tower makes of screenshots
+               torch_compile:bool=False,       # Compile norms, rotations, activations and gates: for a GPU
               )->VLMWrapper:
     "The `model:` block of a YAML file."
     arguments = dict(locals())
-    vlm = VLMWrapper(name, device, torch_dtype, use_lora, lora_config, load_in_8bit, load_in_4bit, max_new_tokens, temperature, do_sample, fast, vision_cache_gb)
+    vlm = VLMWrapper(name, device, torch_dtype, use_lora, lora_config, load_in_8bit, load_in_4bit, max_new_tokens, temperature, do_sample, fast, vision_cache_gb, torch_compile)
     if freeze_vision_encoder: vlm.freeze_vision_encoder()
     if gradient_checkpointing or gradient_checkpointing is None and vlm.get_total_parameters() > 5e8: vlm.gradient_checkpointing_enable()
     if action_format: vlm.action_format = action_format
