@@ -72,10 +72,12 @@ class Patches:
         return self._looked_up(patches, dtype, torch.device(device))[:, :, None].expand(-1, -1, self.processor.image_processor.temporal_patch_size, -1)
 
     def _looked_up(self, patches, dtype, device):
-        if device.type != "cpu": return torch.from_numpy(self.table).to(device, dtype).flatten()[patches.to(device).long() + 256 * torch.arange(3, device=device)[:, None]]
+        if device.type != "cpu": return torch.from_numpy(self.table).to(device, dtype).flatten()[_sent(patches, device).long() + 256 * torch.arange(3, device=device)[:, None]]
         table = _rounded(self.table, dtype); out = np.empty(patches.shape, table.dtype)
         for c in range(3): np.take(table[c], patches[:, c].numpy(), out=out[:, c], mode="clip")  # a torch CPU takes several times as long
         return torch.from_numpy(out).view(dtype)
+
+def _sent(t, device): return t.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and t.device.type == "cpu" else t.to(device)  # without waiting for what the GPU does
 
 def _rounded(a, dtype):
     "float32 in the bits of another precision; numpy knows no bfloat16."
@@ -164,7 +166,7 @@ def _joined(outs):
     return type(outs[0])(**{k: join([o[k] for o in outs]) for k in ("pooler_output", "deepstack_features") if outs[0].get(k) is not None})
 
 # %% ../nbs/03_shared_prefix.ipynb #c3e125a3
-TOGETHER = 2**14 # Patches that the tower sees in one call on a GPU; a CPU's caches hold one picture
+TOGETHER = 2**15 # Patches that the tower sees in one call on a GPU; a CPU's caches hold one picture
 
 class Features:
     "What the tower makes of pictures, kept as long as the tower is what it was."
@@ -186,12 +188,14 @@ class Features:
         if not pictures: return None
         if torch.is_grad_enabled() and self.trained: self.forget(); return self._learnt(pictures)  # a step may follow, and some optimizers write behind torch's back
         if (state := self._state()) != self.state: self.forget(); self.state = state
+        fresh = {}
         for name, _ in pictures:
             if name in self.kept: self.kept.move_to_end(name)
         for some in self._portions({name: inputs for name, inputs in pictures if name not in self.kept}):
             with torch.no_grad(): seen = self._each(some)
             for name, out in seen.items(): self.kept[name] = _on("cpu", out); self.bytes += _nbytes(self.kept[name])  # beside the GPU: its memory is for the model
-        out = _on(self.model.device, _joined([self.kept[name] for name, _ in pictures]))
+            fresh |= seen
+        out = _joined([fresh[name] if name in fresh else _on(self.model.device, self.kept[name]) for name, _ in pictures])
         while self.bytes > self.most_bytes and self.kept: self.bytes -= _nbytes(self.kept.popitem(last=False)[1])
         return out
 
@@ -217,17 +221,22 @@ class Features:
         dtype = next((t.dtype for t in self._tensors() if t.is_floating_point()), self.model.dtype)
         inputs = {k: (self.patches.floats(t, dtype, self.model.device) if self.products else self.patches.floats(t).flatten(1)) if t.dtype == torch.uint8 else t for k, t in inputs.items() if k in takes}
         try:
-            with attending_by("products", self.attend, self.modules) if self.attend and dtype == torch.bfloat16 and not torch.is_grad_enabled() else contextlib.nullcontext(): out = base.get_image_features(**{k: t.to(self.model.device, dtype if t.is_floating_point() else None) for k, t in inputs.items()}, **self._lengths(inputs))
+            with attending_by("products", self.attend, self.modules) if self.attend and dtype == torch.bfloat16 and not torch.is_grad_enabled() else contextlib.nullcontext(): out = base.get_image_features(**self._told(inputs, dtype))
         finally:
             for m in was: m.training = True
             for parent, name, conv in self.cuts: setattr(parent, name, conv)
         return type(out)(**{k: out[k] for k in ("pooler_output", "deepstack_features") if out.get(k) is not None})
 
-    def _lengths(self, inputs):
-        "Where each picture ends, on the CPU: each layer asks for it, and a GPU would have to be waited for each time."
-        if self.model.device.type == "cpu" or "image_grid_thw" not in inputs: return {}
-        from transformers.vision_utils import get_vision_cu_seqlens
-        return dict(cu_seqlens=get_vision_cu_seqlens(inputs["image_grid_thw"].cpu()))
+    def _told(self, inputs, dtype):
+        "The tower's inputs where it takes them. Where each picture ends stays on the CPU: each layer asks for it, and a GPU would have to be waited for each time."
+        device, grids = self.model.device, inputs.get("image_grid_thw")
+        out = {k: t.to(device, dtype if t.is_floating_point() else None) for k, t in inputs.items() if t is not grids}
+        if grids is None: return out
+        if device.type == "cpu": return dict(out, image_grid_thw=grids)
+        from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids
+        out.update(image_grid_thw=grids.to(device), cu_seqlens=get_vision_cu_seqlens(grids))
+        if self.family.name == "qwen2_vl": out.update(image_grid_thw=grids, position_ids=_sent(get_vision_position_ids(grids, self.model.config.vision_config.spatial_merge_size), device))  # asks for nothing else
+        return out
 
     def _learnt(self, pictures):
         "With a graph: each picture once."
@@ -262,7 +271,7 @@ class _Cut(nn.Module):
 
 def _on(device, out):
     "The same output elsewhere."
-    def to(x): return x.to(device) if isinstance(x, torch.Tensor) else [to(one) for one in x]
+    def to(x): return x.to(device, non_blocking=x.is_cuda or torch.device(device).type == "cuda") if isinstance(x, torch.Tensor) else [to(one) for one in x]  # CUDA's copies are in order: what is read later was written
     return type(out)(**{k: to(v) for k, v in out.items()})
 
 def _nbytes(out):
