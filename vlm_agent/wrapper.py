@@ -124,7 +124,7 @@ def _device(device):
     try: kind = torch.device(device).type
     except RuntimeError: raise ValueError(f"device must be 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps', got {device!r}") from None
     if kind == "cuda" and not torch.cuda.is_available(): raise ValueError(f"device={str(device)!r}, but torch sees no CUDA GPU here; use device='auto' or 'cpu', or install the CUDA build of torch and a driver")
-    if kind == "cuda" and (torch.device(device).index or 0) >= (n := torch.cuda.device_count()): raise ValueError(f"device={str(device)!r}, but there are {n} GPUs here, counted from 0; use device='cuda:{n - 1}' or below")
+    if kind == "cuda" and (torch.device(device).index or 0) >= (n := torch.cuda.device_count()): raise ValueError(f"device={str(device)!r}, but {n} GPU{'s' * (n > 1)} {'are' if n > 1 else 'is'} here, counted from 0; use device='cuda:{n - 1}' or below")
     if kind == "mps" and not torch.backends.mps.is_available(): raise ValueError("device='mps', but this machine has no Apple GPU; use device='auto'")
     return str(device)
 
