@@ -74,7 +74,7 @@ class Patches:
     def _looked_up(self, patches, dtype, device):
         if device.type != "cpu": return torch.from_numpy(self.table).to(device, dtype).flatten()[_sent(patches, device).long() + 256 * torch.arange(3, device=device)[:, None]]
         table = _rounded(self.table, dtype); out = np.empty(patches.shape, table.dtype)
-        for c in range(3): np.take(table[c], patches[:, c].numpy(), out=out[:, c], mode="clip")  # a torch CPU takes several times as long
+        for c in range(3): np.take(table[c], patches[:, c].numpy(), out=out[:, c], mode="clip")  # torch's own indexing takes several times as long on a CPU
         return torch.from_numpy(out).view(dtype)
 
 def _sent(t, device): return t.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and t.device.type == "cpu" else t.to(device)  # without waiting for what the GPU does
@@ -487,6 +487,10 @@ def _compiled(f, backend): return torch.compile(f, dynamic=True, backend=backend
 
 def _gate(act, a, b): return act(a) * b
 
+def _source(f):
+    try: return inspect.getsource(f)
+    except OSError: return ""  # typed in, not in a file
+
 @cache
 def _in_one(kind, backend):
     "The same kind of module with its small steps compiled; None where there are none."
@@ -496,7 +500,7 @@ def _in_one(kind, backend):
     elif rotations := [n for n in getattr(code, "co_names", ()) if n.startswith("apply_") and "rotary" in n and n in forward.__globals__]:
         quick = types.FunctionType(code, {**forward.__globals__, **{n: _compiled(forward.__globals__[n], backend) for n in rotations}}, forward.__name__, forward.__defaults__, forward.__closure__)
         quick.__kwdefaults__ = forward.__kwdefaults__
-    elif code and "self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))" in inspect.getsource(forward):
+    elif code and "self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))" in _source(forward):
         def quick(self, x): return self.down_proj(_compiled(_gate, backend)(self.act_fn, self.gate_proj(x), self.up_proj(x)))
     else: return None
     return type(kind.__name__, (kind,), dict(forward=quick, small_steps=backend, __module__=kind.__module__))

@@ -266,7 +266,7 @@ class VLMWrapper(nn.Module):
                  do_sample:bool=True,            # Whether `predict_action` samples
                  fast:bool=True,                 # The paths of `shared_prefix`, where the family allows them; False: one full pass of the model for each answer
                  vision_cache_gb:float=1.0,      # GiB of main memory for what a frozen tower makes of screenshots, kept from acting to learning (Qwen2-VL-2B at 1280x720: 290 screenshots a GiB); 0: nothing is kept
-                 torch_compile:bool=False,       # Compile norms, rotations, activations and gates, see `compile_small_steps`: for a GPU, where they take half of the time
+                 torch_compile:bool=False,       # Compile norms, rotations, activations and gates, see `compile_small_steps`: for a GPU, where they take half of the time of a step of Qwen2-VL-2B
                  **unknown):
         if unknown: raise TypeError(_unknown(unknown))
         if not vision_cache_gb >= 0: raise ValueError(f"vision_cache_gb is GiB of main memory, at least 0, got {vision_cache_gb!r}")
