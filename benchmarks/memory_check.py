@@ -1,4 +1,4 @@
-"""Predicted against measured: the peak of a training step on models of 30 to 90 million parameters, by the CPU allocator's own account.
+"""Predicted against measured: the peak of a training step on models of 30 to 48 million parameters, by the CPU allocator's own account.
 
     python benchmarks/memory_check.py [--families qwen2_vl,llava] [--out benchmarks/results/memory_check.json]
 

@@ -3,7 +3,7 @@
     python benchmarks/shared_prefix.py --size tiny mid --pixels 160x224 448x448 --repeats 5 [--json benchmarks/results/shared_prefix.json]
 
 Everybody has the same weights (random, Qwen2-VL), LoRA (rank 16 on the text's attention), screenshots (new ones each round) and prompts; they say
-12 tokens and learn answers of about nine; `--screens` screenshots, k answers to each, half of them learnt, one optimizer step. The tower is frozen.
+at most 12 tokens and learn answers of about nine; `--screens` screenshots, k answers to each, half of them learnt, one optimizer step. The tower is frozen.
 Contenders:
 
     ours         VLMWrapper.sample + training_step
