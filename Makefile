@@ -6,6 +6,7 @@ TASK ?=
 MODEL ?= tiny
 ARGS ?=
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+HERE := --config-settings editable_mode=compat  # importable from the folder above a clone too, where vlm_agent/ is the clone
 export TOKENIZERS_PARALLELISM = false
 export OMP_NUM_THREADS ?= 1  # the tiny model is fastest on one thread
 
@@ -17,11 +18,11 @@ help:
 $(VENV)/.run: settings.ini setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) -e '.[browser]'
+	$(PIP) $(HERE) -e '.[browser]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	$(PIP) -e '.[dev]'
+	$(PIP) $(HERE) -e '.[dev]'
 	touch $@
 
 chromium: $(VENV)/.run  ## find a Chromium, or install one (apt where root, else playwright's own)
@@ -55,7 +56,7 @@ docs: $(VENV)/.dev  ## the site, into _docs/: with Quarto where it is installed,
 
 $(VENV)-bench/.ready: benchmarks/requirements.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)-bench
-	$(VENV)-bench/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e . -r benchmarks/requirements.txt
+	$(VENV)-bench/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt $(HERE) -e . -r benchmarks/requirements.txt
 	$(VENV)-bench/bin/python -m pip install -q --disable-pip-version-check --no-deps torchvision==0.28.0
 	touch $@
 

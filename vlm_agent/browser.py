@@ -434,7 +434,8 @@ async def _begin(self:BrowserEnv, seed):
     if load: await tab.load()
     await tab.do(tab.page.mouse.move(0, 0), "moving the pointer away")  # what it hovers over is drawn differently
     self.values, self.answer = await tab.ask(self.task.start, seed, "the task's start") or {}, None
-    self.goal = str(self.values["goal"]) if "goal" in self.values else self.task.goal.format_map(self.values)
+    try: self.goal = str(self.values["goal"]) if "goal" in self.values else self.task.goal.format_map(self.values)
+    except (KeyError, IndexError, ValueError) as e: raise EnvironmentFault(f"{self.spec_name}: goal: {self.task.goal!r} asks for {e}; setup returned {', '.join(self.values)}") from e
     if load: await tab.settle()  # pictures and fonts come in
     if (await self._state())[1]: raise EnvironmentFault(f"{self.spec_name}: the goal is reached before anything was done")
     tab.notes.clear()
@@ -456,6 +457,7 @@ async def _act(self:BrowserEnv, a):
     if self.task.renew == "context" or a["type"] in ("scroll", "back", "goto"): await tab.settle()
     reward, over, error = await self._state()
     last = over or a["type"] == "done" or self.max_steps is not None and self.steps >= self.max_steps
+    if last and error.startswith("success: ReferenceError"): raise EnvironmentFault(f"{self.spec_name}: {error}; a name that may not be there yet is written window.NAME")
     info = {"error": "; ".join(filter(None, [*tab.notes, error])), **({"success": reward > 0} if last else {})}
     shot, more = (self._shown, {"url": tab.page.url}) if over and not self.task.last_look else await self._look()
     if last: await self._release()
@@ -629,9 +631,10 @@ def web_task(spec:str # "web:path/to/task.yaml"
         if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname: raise ValueError(f"{path}: url must begin with http:// or https://, got {url!r}")
     size, most, hosts = d.get("viewport", [1280, 720]), d.get("max_steps", 20), d.get("allowed_hosts", [])
     if not (isinstance(size, list) and len(size) == 2 and all(type(v) is int and 16 <= v <= 8192 for v in size)): raise ValueError(f"{path}: viewport must be [width, height] in pixels, got {size!r}")
+    if isinstance(steps := d.get("oracle"), list) and not all(isinstance(a, dict) for a in steps): raise ValueError(f"{path}: oracle must be a list of actions such as {{type: click, at: '#save'}}, or JavaScript, got {steps!r}")
     if type(most) is not int or most < 1: raise ValueError(f"{path}: max_steps must be a whole number from 1, got {most!r}")
     if not (isinstance(hosts, list) and all(isinstance(h, str) and re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9.-]*(:\d+)?", h) for h in hosts)): raise ValueError(f"{path}: allowed_hosts must be a list of `name` or `name:port`, got {hosts!r}")
-    start = f"async seed => {{ {_WEB_RANDOM} const values = await (async () => {{ {d.get('setup', '')} }})(); return {{...values, seed}}; }}"
+    start = f"async seed => {{ {_WEB_RANDOM} const values = await (async () => {{ {d.get('setup') or ''} }})(); return {{...values, seed}}; }}"
     state = f"({{answer, values}}) => {{ const {{seed}} = values; try {{ const v = Number({d['success']}) || 0; return [Math.min(Math.max(v, 0), 1), v >= 1]; }} catch (e) {{ return [0, false, `success: ${{e}}`]; }} }}"
     return PageTask(spec, url, tuple(size), d["goal"], start, state, d.get("oracle"), tuple(map(str.lower, hosts)), folder, max_steps=most)
 

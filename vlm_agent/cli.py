@@ -31,7 +31,7 @@ def add_keywords(parser,        # A jsonargparse parser
     told = docments(function)
     for action in parser._actions:
         name = action.dest.split(".")[-1]
-        if action.dest == (f"{group}.{name}" if group else name) and isinstance(told.get(name), str): action.help = told[name].replace("%", "%%")
+        if name not in skip and action.dest == (f"{group}.{name}" if group else name) and isinstance(told.get(name), str): action.help = told[name].replace("%", "%%")
 
 # %% ../nbs/14_cli.ipynb #7a7f6dad
 def plain_flags(argv # As it was typed
@@ -115,13 +115,13 @@ def train(argv # Flags
     return result
 
 # %% ../nbs/14_cli.ipynb #24bf779f
-def evaluate_policy(policy:str,            # "random", "oracle", a folder that training wrote, or a model's name
+def evaluate_policy(policy:str,            # "random", "oracle", the folder of a run or of one of its checkpoints, or a model's name
                     task:str=None,         # What `make_env` takes
                     ui_env_url:str=None,   # A running server, instead of `task`
                     task_prompt:str=None,  # Replaces the environment's own goal
                     episodes:int=100,      # Held-out episodes
                     seed:int=0,            # The random policy's seed
-                    max_steps:int=10,      # Actions an episode may take
+                    max_steps:int|None=None, # Actions an episode may take; None: the environment's own number, or 10
                     history:int=0,         # Earlier steps shown to the model
                     num_envs:int=8,        # Environments at once
                     output_dir:str=None):  # Keep the trajectories here

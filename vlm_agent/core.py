@@ -62,7 +62,7 @@ def nearest(word:str, # What was written
             known,    # Names that exist
            )->str:    # " (did you mean ...?)", or "" where nothing is near
     "A hint for an error message about an unknown name."
-    near = difflib.get_close_matches(str(word)[:100], [str(k) for k in known], n=1, cutoff=0.5)
+    near = [] if word in known else difflib.get_close_matches(str(word)[:100], [str(k) for k in known], n=1, cutoff=0.5)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 # %% ../nbs/00_core.ipynb #bc03907d

@@ -343,7 +343,7 @@ def predict_memory(model,                         # A Hub name of `known_models(
     tracker = PeakTracker(512 if device == "cuda" else 1, config.get_text_config().vocab_size)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode: net = _without_weights(config, dtype, quantization, use_lora, lora_config)
     vlm = _ready(VLMWrapper.around(net, processor, settings["model"]), freeze_vision, gradient_checkpointing)
-    if device == "cuda": vlm._features.most_bytes, vlm._features.products, vlm._features.together = 0, False, TOGETHER  # features are kept beside the GPU, its attention is fused, and a call of the tower takes several pictures
+    if device == "cuda": vlm._features.most_bytes, vlm._features.products, vlm._features.together = 0, False, TOGETHER["gpu"]  # features are kept beside the GPU, its attention is fused, and a call of the tower takes several pictures
     vlm.fast = getattr(model, "fast", True)
     batch = batch or _batch(vlm, own, image_size, batch_size, prompt, label, samples_per_screenshot); parts = _parts(batch, accumulate)
     for t in _held(vlm.model): tracker.track(t, "weights", True)

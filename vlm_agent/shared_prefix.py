@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .families import Family, parts
 
@@ -166,7 +167,10 @@ def _joined(outs):
     return type(outs[0])(**{k: join([o[k] for o in outs]) for k in ("pooler_output", "deepstack_features") if outs[0].get(k) is not None})
 
 # %% ../nbs/03_shared_prefix.ipynb #c3e125a3
-TOGETHER = 2**15 # Patches that the tower sees in one call on a GPU; a CPU's caches hold one picture
+TOGETHER = dict(cpu=2**10, gpu=2**15) # Patches that the tower sees in one call: a CPU's caches hold no more, a GPU has nothing to do with less
+
+_STEPS = [0] # That optimizers have taken: fused ones change numbers behind torch's back
+register_optimizer_step_post_hook(lambda *_: _STEPS.append(_STEPS.pop() + 1))
 
 class Features:
     "What the tower makes of pictures, kept as long as the tower is what it was."
@@ -177,7 +181,8 @@ class Features:
         self.model, self.family, self.patches, self.most_bytes, self.kept, self.bytes, self.state = model, family, patches, most_bytes, OrderedDict(), 0, None
         self.computed = 0                  # Pictures that the tower has seen
         self.products = True               # Attention by `products` on a CPU
-        self.together = TOGETHER if model.device.type != "cpu" else 0
+        self.together = TOGETHER["cpu" if model.device.type == "cpu" else "gpu"]
+        self.steps, self.rough = 0, False  # Steps that any optimizer had taken; something kept was made under autocast
         self.parts = list(parts(model, family.vision).values())
         self.text = text_of(model, family)
         self.modules = [m for part in self.parts if isinstance(part, nn.Module) for m in part.modules()]
@@ -187,19 +192,23 @@ class Features:
                 ):                   # What `get_image_features` gives for all of them, in this order; None without pictures
         if not pictures: return None
         if torch.is_grad_enabled() and self.trained: self.forget(); return self._learnt(pictures)  # a step may follow, and some optimizers write behind torch's back
-        if (state := self._state()) != self.state: self.forget(); self.state = state
+        if (state := self._state()) != self.state or self.trained and self.steps != _STEPS[0]: self.forget()
+        self.state, self.steps = state, _STEPS[0]
+        rough = torch.is_autocast_enabled(self.model.device.type)
+        if self.rough and not rough: self.forget()
         fresh = {}
         for name, _ in pictures:
             if name in self.kept: self.kept.move_to_end(name)
         for some in self._portions({name: inputs for name, inputs in pictures if name not in self.kept}):
-            with torch.no_grad(): seen = self._each(some)
+            with torch.inference_mode(False), torch.no_grad(): seen = self._each(some)
+            self.rough |= rough
             for name, out in seen.items(): self.kept[name] = _on("cpu", out); self.bytes += _nbytes(self.kept[name])  # beside the GPU: its memory is for the model
             fresh |= seen
         out = _joined([fresh[name] if name in fresh else _on(self.model.device, self.kept[name]) for name, _ in pictures])
         while self.bytes > self.most_bytes and self.kept: self.bytes -= _nbytes(self.kept.popitem(last=False)[1])
         return out
 
-    def forget(self): self.kept.clear(); self.bytes = 0
+    def forget(self): self.kept.clear(); self.bytes, self.rough = 0, False
 
     @property
     def attend(self): return products if self.products and self.model.device.type == "cpu" else None
@@ -209,7 +218,7 @@ class Features:
     def _tensors(self): return [p for part in self.parts for p in (part.parameters() if isinstance(part, nn.Module) else [part])]
     def _state(self):
         "Changes with every change of the tower that torch knows of; a fused optimizer's is none."
-        switches = [(str(m.active_adapters), m.disable_adapters, tuple(m.merged_adapters)) for m in self.modules if hasattr(m, "merged_adapters")]
+        switches = [(str((m.active_adapters, m.scaling)), m.disable_adapters, tuple(m.merged_adapters)) for part in self.parts if isinstance(part, nn.Module) for m in part.modules() if hasattr(m, "merged_adapters")]
         return [(id(p), p.data_ptr(), p._version) for p in self._tensors()], switches, self.model.dtype
 
     def _see(self, inputs):
@@ -250,7 +259,7 @@ class Features:
         return {n: type(out)(**{k: [[layer[i]] for layer in v] if k == "deepstack_features" else [v[i]] for k, v in out.items()}) for i, n in enumerate(once)}
 
     def _portions(self, once):
-        "Pictures for one call each: several on a GPU, which a single one does not fill."
+        "Pictures for one call each: as many as fit into it."
         out, patches = [], 0
         for name, inputs in once.items():
             n = len(inputs["pixel_values"]) if "image_grid_thw" in inputs else self.together + 1
@@ -458,15 +467,16 @@ class Merged:
     def _adapted(self):
         found = {path: m for path, m in self.model.named_modules() if _mergeable(m)}
         return found if sum(m.base_layer.weight.nbytes for m in found.values()) <= self.most_bytes else {}
-    def _state(self, found): return [(id(p), p._version) for m in found.values() for p in m.parameters()] + [str(m.active_adapters) for m in found.values()]
+    def _state(self, found): return [(id(p), p.data_ptr(), p._version) for m in found.values() for p in m.parameters()] + [str((m.active_adapters, m.scaling)) for m in found.values()] + [_STEPS[0]]
 
 def _mergeable(m):
     return (hasattr(m, "get_delta_weight") and type(getattr(m, "base_layer", None)) is nn.Linear and not m.disable_adapters and not m.merged_adapters and m.active_adapters
             and all(a in m.lora_A for a in m.active_adapters) and not any(m.lora_bias.get(a) for a in m.active_adapters) and not getattr(m, "lora_variant", None))
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def _merged(m):
-    layer = nn.Linear(1, 1, bias=False).requires_grad_(False)
+    layer = nn.Linear(1, 1, bias=False, device="meta").requires_grad_(False)  # draws no random numbers
     layer.weight = nn.Parameter(m.base_layer.weight + sum(m.get_delta_weight(a) for a in m.active_adapters).to(m.base_layer.weight.dtype), requires_grad=False)
     layer.bias = m.base_layer.bias
     return layer.eval()

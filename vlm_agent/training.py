@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -27,7 +28,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 from fastcore.basics import patch
 
-from .core import Observation, Prediction, Task, TrajectoryFile, images_of
+from .core import Observation, Prediction, Task, TrajectoryFile, images_of, nearest
 from .decoder import ActionDecoder
 from .evaluation import Evaluation, evaluate, wilson
 from .rejection_sampling import RejectionSampling
@@ -118,7 +119,7 @@ class ProgressBar:
     def __init__(self, total:int, # Optimizer steps of the run
                 ):
         from tqdm.auto import tqdm
-        self.bar = tqdm(total=total, unit="step", dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 10)
+        self.bar = tqdm(total=total, bar_format="{desc} {bar} step {n_fmt} of {total_fmt}, {elapsed}{postfix}", dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 10)
     def __call__(self, e):
         if e["event"] == "phase": self.bar.set_description(f"round {e['round']}: {e['phase']}", refresh=True)
         elif e["event"] == "step": self.bar.update(e["step"] - self.bar.n); self.bar.set_postfix(loss=f"{e['loss']:.3f}", refresh=False)
@@ -700,13 +701,14 @@ def train_with_orchestration(
     "Act, select, learn, round after round; returns what was measured and where it is."
     output_dir = None if output_dir is None else str(output_dir)
     arguments = {k: v for k, v in locals().items() if k not in ("model", "algorithm", "callbacks", "config")}
+    _check(arguments, algorithm)
     if max_lag not in (0, 1) or keep_checkpoints < 1 + max_lag: raise ValueError(f"max_lag must be 0 or 1, and keep_checkpoints larger than it (the acting process reads the last but one); got max_lag={max_lag}, keep_checkpoints={keep_checkpoints}")
     _tracker_there(log_with)
     if isinstance(model, str): model = load_own(name=model)
     PartialState(cpu=model.device.type == "cpu")  # join the processes that `accelerate launch` started, if it did
     algorithm = algorithm if algorithm is not None else RejectionSampling()
     folder = RunFolder(*broadcast_object_list([output_dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{(task or 'server').replace('/', '-').replace(':', '-')}"]), resume)
-    if (folder.path/"summary.json").exists(): return finished_run(folder.path)
+    if (folder.path/"summary.json").exists(): return finished_run(folder.path, num_training_steps + (warm_start_steps if demonstrations else 0))
     trainer = Trainer(model, learning_rate, weight_decay=weight_decay, optimizer=optimizer, warmup_steps=warmup_steps, max_grad_norm=max_grad_norm, answers_together=answers_together,
                       micro_batch_size=micro_batch_size, step_in_backward=step_in_backward, mixed_precision=mixed_precision, log_with=log_with, log_dir=str(folder.path))
     everyone = trainer.accelerator; main = everyone.is_main_process
@@ -719,7 +721,7 @@ def train_with_orchestration(
     with environments(ui_env_url, task, num_envs, first) as envs, _tell_last_checkpoint(folder), contextlib.ExitStack() as stack:
         if main: folder.begin(); stack.callback(folder.close)
         everyone.wait_for_everyone()
-        if main and not (folder.path/"config.yaml").exists(): write_whole(folder.path/"config.yaml", config or _as_yaml(arguments, model, algorithm))
+        if main: _keep_config(folder.path/"config.yaml", config or _as_yaml(arguments, model, algorithm))
         run = _Run(folder, trainer, algorithm, envs, spec, task_prompt, seed, [], dict(how))
         run.round = run.restore()
         if main: run.callbacks = [*([ProgressBar(warm + num_training_steps)] if progress else []), draw_curves(folder.path), *([track(everyone, trainer.step)] if log_with else []), *callbacks]
@@ -812,17 +814,46 @@ def _summary(run, wall, cpu):
     return dict(untrained=last.get("untrained"), warm_start=last.get("warm_start"), trained=last.get("round"), random_clicker=last.get("random_clicker"), best_round=run.best()[1],
                 task=run.spec, seed=run.seed, rounds=run.round, steps=run.trainer.step, processes=run.processes.num_processes, wall_seconds=round(wall, 1), cpu_seconds=round(cpu, 1))
 
-def finished_run(path # The folder of a run that ended
+def finished_run(path,          # The folder of a run that ended
+                 steps:int=None # That were asked for now: a warning says if they are more than it took
                 )->TrainingResult:
     "What a run did, read from its folder."
-    path = Path(path); events = read_metrics(path)
+    path = Path(path); events, summary = read_metrics(path), json.loads((path/"summary.json").read_text())
+    if steps is not None and steps > summary["steps"]: warnings.warn(f"{path} was finished after {summary['steps']} steps, and nothing was done: to go on, begin another run from the model in {path}/checkpoints/final")
     if not (path/"report.html").exists(): _draw(path)  # killed between the two
-    return TrainingResult(path, [e for e in events if e["event"] == "round"], [e for e in events if e["event"] == "evaluation"], json.loads((path/"summary.json").read_text()))
+    return TrainingResult(path, [e for e in events if e["event"] == "round"], [e for e in events if e["event"] == "evaluation"], summary)
 
 def _draw(path):
     "curves.png and report.html."
     from vlm_agent.viewer import plot_curves, write_report
     plot_curves(path); write_report(path)
+
+_LEAST = dict(num_training_steps=0, batch_size=1, warm_start_steps=0, steps_per_round=1, tasks_per_round=1, samples_per_task=1, num_envs=1, max_steps=1, history=0, warmup_steps=0, eval_episodes=0, eval_every=1, answers_together=1, keep_checkpoints=1)
+
+def _check(given, algorithm):
+    "Faults in the arguments that would show only when a round has been acted."
+    for name, least in {**_LEAST, **(dict(micro_batch_size=1) if given["micro_batch_size"] is not None else {}), **(dict(demonstrations=0) if isinstance(given["demonstrations"], int) else {})}.items():
+        if not isinstance(v := given[name], int) or v < least: raise ValueError(f"{name} must be a whole number of at least {least}, got {v!r}")
+    if isinstance(given["demonstrations"], str) and not Path(given["demonstrations"]).is_dir(): raise ValueError(f"no demonstrations at {given['demonstrations']}: there is no such folder; `vlm-agent demonstrate` records into one, a number records from the task's own solution")
+    if given["target_success"] is not None and not 0 <= given["target_success"] <= 1: raise ValueError(f"target_success must be from 0 to 1, got {given['target_success']!r}")
+    if isinstance(given["task_prompt"], (list, tuple)) and not given["task_prompt"]: raise ValueError("task_prompt is an empty list: give a goal, several, or None for the environment's own")
+    if given["task"] is not None and not isinstance(given["task"], str): raise ValueError(f"task is a name that make_env takes, got {type(given['task']).__name__}: register your environment with Gymnasium and give 'gym:ID', or serve it and give ui_env_url")
+    if algorithm is not None and (isinstance(algorithm, (str, type)) or not hasattr(algorithm, "select")): raise ValueError(f"algorithm must be an object with a method select, such as RejectionSampling(), got {algorithm!r}")
+    if given["resume"] and given["output_dir"] is None: raise ValueError("resume=True (--resume) needs output_dir (--output-dir): the folder of the run to go on with")
+
+_THE_RUN = ("task", "task_prompt", "seed", "max_steps", "history", "tasks_per_round", "samples_per_task", "steps_per_round", "model.name", "algorithm") # Another one is another run
+
+def _flat(d, under=""): return {k: v for key, value in d.items() for k, v in (_flat(value, f"{under}{key}.") if isinstance(value, dict) else {f"{under}{key}": value}).items()}
+
+def _keep_config(path, text):
+    "What a run was begun with; a run that goes on may change how, not what."
+    import yaml
+    if not path.exists(): return write_whole(path, text)
+    was, now = (_flat(yaml.safe_load(t)) for t in (path.read_text(), text))
+    changed = {k: (was[k], now[k]) for k in was.keys() & now.keys() - {"resume", "output_dir", "config"} if was[k] != now[k]}
+    def told(names): return ", ".join(f"{k} {changed[k][0]!r} -> {changed[k][1]!r}" for k in sorted(names))
+    if other := [k for k in changed if k.startswith(_THE_RUN)]: raise ValueError(f"{path.parent} was begun with other arguments ({told(other)}): that would be another run. Go on with those it has (--config {path}), or choose another folder by --output-dir")
+    if changed: warnings.warn(f"{path.parent} goes on with other arguments: {told(changed)}"); write_whole(path, text)
 
 def _as_yaml(arguments, model, algorithm):
     "The arguments of a call from Python, as a configuration that `vlm-agent train` can run."
@@ -831,11 +862,17 @@ def _as_yaml(arguments, model, algorithm):
     return yaml.safe_dump({**arguments, "model": getattr(model, "config_used", {"name": str(getattr(model, "name", "tiny"))}), "algorithm": told}, sort_keys=False)
 
 # %% ../nbs/13_training.ipynb #d9c3a8d3
-def judge(policy,            # "random", "oracle", a folder that training wrote, a model's name, or a `VLMWrapper`
+def judge(policy,            # "random", "oracle", the folder of a run or of one of its checkpoints, a model's name, or a `VLMWrapper`
           task:str=None,     # What `make_env` takes
-          ui_env_url:str=None, task_prompt:str=None, episodes:int=100, seed:int=0, max_steps:int=10, history:int=0, num_envs:int=8,
+          ui_env_url:str=None, task_prompt:str=None, episodes:int=100, seed:int=0,
+          max_steps:int=None, # Actions an episode may take; None: the environment's own number, or 10
+          history:int=0, num_envs:int=8,
           output_dir:str=None): # Keep the trajectories here
     "Success of a policy on held-out episodes: an `Evaluation`."
+    if isinstance(policy, str) and (done := Path(policy)/"checkpoints"/"final").is_dir(): policy = str(done)
+    if isinstance(policy, str) and "/" not in policy and not Path(policy).exists() and policy not in ("random", "oracle") and (near := nearest(policy, ["random", "oracle"])): raise ValueError(f"unknown policy {policy!r}{near}")
+    if max_steps is None:
+        with contextlib.closing(make_env(task)) if task else contextlib.nullcontext() as env: max_steps = getattr(getattr(env, "unwrapped", None), "max_steps", None) or 10
     tasks = [Task(task or str(ui_env_url), s, task_prompt) for s in range(HELD_OUT, HELD_OUT + episodes)]
     if policy == "oracle":
         if not task: raise ValueError("an oracle acts where the environment lives: give task=, not ui_env_url=")

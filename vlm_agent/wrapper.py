@@ -88,6 +88,8 @@ def _find(name):
         raise ValueError(f"{name!r} is a model behind an API; models are local now, and no data leaves your machine. Use VLMWrapper('tiny') to try things out, VLMWrapper('Qwen/Qwen2-VL-2B-Instruct') or a folder for a real one; drop api_key and base_url")
     if Path(name).is_dir() and not any((Path(name)/f).exists() for f in ("config.json", "adapter_config.json")):
         raise ValueError(f"{name} is a folder without a config.json or an adapter_config.json: not a model that was saved by save_pretrained")
+    if "/" not in name and not Path(name).exists() and (near := nearest(name, ["tiny"])): raise ValueError(f"{name!r} is neither a folder here nor a model{near}")
+    if name.startswith(("/", ".", "~")) and not Path(name).exists(): raise ValueError(f"there is no folder {name!r}")
     from transformers.utils import cached_file
     whole = cached_file(name, "config.json", _raise_exceptions_for_missing_entries=False)  # the first word with the Hub: it is where errors come up
     config = cached_file(name, "adapter_config.json", _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=whole is None)
@@ -311,7 +313,7 @@ class VLMWrapper(nn.Module):
         self.fast, self.plain_because = fast, why_plain(model, self.family)
         self._merged, self._patches = Merged(model), Patches(processor)
         self._features = Features(model, self.family, self._patches, vision_cache_gb * 2**30)
-        self._asked, self._asked_bytes = OrderedDict(), 0  # see `_ask`
+        self._asked, self._asked_bytes, self._settings = OrderedDict(), 0, None  # see `_ask`
         return self
 
     @property
@@ -364,12 +366,14 @@ def _repr_html_(self:VLMWrapper):
 
 # %% ../nbs/04_wrapper.ipynb #9e18ec2e
 @patch
+@torch.inference_mode(False)  # what is kept may be learnt from later
 def _ask(self:VLMWrapper, pictures, prompt):
     "(names of the pictures, what the processor makes of them and the prompt: a batch of one, on the CPU); the last gigabyte is kept."
     names = pictures.names
-    if (key := (names, prompt)) in self._asked: self._asked.move_to_end(key); return names, self._asked[key]
-    stands = getattr(self.processor, "image_token", None)
-    if stands and stands in prompt: raise ValueError(f"the prompt holds {stands!r}, which stands for a picture in {self.family.name}: {prompt[:200]!r}; take it out")
+    if (now := str(vars(self.processor.image_processor))) != self._settings: self._settings, self._asked_bytes = now, 0; self._asked.clear(); self._features.forget()
+    if (key := (names, prompt, self.fast)) in self._asked: self._asked.move_to_end(key); return names, self._asked[key]
+    for what, name in dict(picture="image_token", film="video_token").items():
+        if (stands := getattr(self.processor, name, None)) and stands in prompt: raise ValueError(f"the prompt holds {stands!r}, which stands for a {what} in {self.family.name}: {prompt[:200]!r}; take it out")
     if len(pictures) > (most := self.family.pictures or len(pictures)): raise ValueError(f"{self.family.name} reads at most {most} picture(s) a prompt, got {len(pictures)}; show it the last screenshot only (history=0)")
     text = self.family.prompt(self.processor, len(pictures), prompt)
     out = self._patches(pictures, text) if self.fast else None
@@ -443,6 +447,7 @@ def inputs(self:VLMWrapper,
 
 def _paired(images, prompts):
     if isinstance(prompts, str) or len(images) != len(prompts): raise ValueError(f"give one picture, or a list of pictures, for each prompt; got {len(images)} for {1 if isinstance(prompts, str) else len(prompts)} prompts")
+    images = list(images)  # an array makes each of its pictures anew when it is asked
     seen = {id(i): i for i in images}  # what stands there many times is read once
     seen = {key: _pictures(i) for key, i in seen.items()}
     if sum(p.nbytes for pictures in seen.values() for p in pictures) > 2**22: list(_NAMING.map(lambda pictures: pictures.names, seen.values()))  # large ones side by side
@@ -529,6 +534,7 @@ def sample(self:VLMWrapper,
           )->list:                 # For each prompt a list of k `Prediction`s
     "k answers to each prompt, with the exact tokens that were sampled."
     if not len(prompts): return []
+    if max_new_tokens is not None and (not isinstance(max_new_tokens, (int, np.integer)) or max_new_tokens < 1): raise ValueError(f"max_new_tokens must be a whole number of at least 1, got {max_new_tokens!r}; None takes the model's own {self.max_new_tokens}")
     temperature = self.temperature if temperature is None else temperature
     if greedy or temperature <= 0: greedy, k = True, 1
     seeds = None if greedy else [s for row in (seeds if seeds is not None else [range(k)] * len(prompts)) for s in row]
@@ -587,7 +593,9 @@ def levers(self:VLMWrapper, batch_size:int=2 # Samples at once
 def label_ids(self:VLMWrapper, label # An action as text, or the token ids that were sampled
              )->list:
     "The tokens of an answer; a text gets the end token behind it."
-    if not isinstance(label, str): return [int(t) for t in label]
+    if not isinstance(label, str):
+        if wrong := {int(t) for t in label} & set(_never(self)): raise ValueError(f"an answer holds token {min(wrong)}, which stands for a picture or a film in {self.family.name} and is never said; take it out")
+        return [int(t) for t in label]
     first = [self.tokenizer.bos_token_id] if self.family.bos_first else []
     return [*first, *self.tokenizer(label, add_special_tokens=False).input_ids, self.end]
 
@@ -767,10 +775,12 @@ def save_pretrained(self:VLMWrapper,
     if not self.adapters or merge:
         if merge and hasattr(self.config, "quantization_config"): raise ValueError("adapters cannot be merged into 8- or 4-bit weights without loss: save the adapters, load them on the model in bfloat16, VLMWrapper(folder, torch_dtype='bfloat16'), and merge there")
         if merge and self.adapters: model = copy.deepcopy(model).merge_and_unload()
+        for left in path.glob("adapter_*"): left.unlink()  # another model's
         model.config.vlm_agent = {**(getattr(model.config, "vlm_agent", None) or {}), "action_format": self.action_format}
     else:
         more = dict(save_embedding_layers=any(len(getattr(m, "lora_embedding_A", ())) for m in model.modules()))  # "auto" would ask the Hub
-        if self._source.own and not (path/"base").exists(): shutil.copytree(self._source.base, path/"base")
+        if self._source.own and Path(self._source.base).resolve() != (path/"base").resolve():  # another model's base may lie there
+            shutil.rmtree(path/"base", ignore_errors=True); shutil.copytree(self._source.base, path/"base")
     for c in getattr(model, "peft_config", {}).values(): c.base_model_name_or_path = "base" if self._source.own else str(Path(self._source.base).resolve()) if Path(self._source.base).exists() else self._source.base
     model.save_pretrained(path, **more)
     self.processor.save_pretrained(path)

@@ -6,6 +6,7 @@
     python examples/base_model_results/measure.py rejection --task miniwob/click-test-2 --balance --drop-all-solved --rounds 5 --steps 50 --batch-size 8 --learning-rate 8e-4 --temperature 1.3
     python examples/base_model_results/measure.py rejection --task miniwob/click-button-sequence --max-steps 2 --history 1 --demonstrations 120 --warm-start 200 --balance --drop-all-solved --rounds 6 --steps 50 --batch-size 8 --learning-rate 8e-4 --temperature 1.3
     python examples/base_model_results/measure.py forgetting --after FOLDER                  # the base's own tasks, before and after
+    python examples/base_model_results/measure.py steps --task toy/login --max-steps 6 --after FOLDER  # where on the oracle's way a trained model leaves it
     python examples/base_model_results/measure.py covered                                    # how many of click-test-2's pages hide the middle of the button that is asked for
 """
 import argparse
@@ -123,6 +124,26 @@ def forgetting(a):
     write(a.name or "own_tasks.json", {name: {spec: success(ModelPolicy(load_model(str(path)), greedy=True), spec, a.episodes, 1).to_dict() for spec in OWN} for name, path in (("before", a.base), ("after", a.after)) if path})
 
 
+def steps(a):
+    "Each step of the oracle's way on held-out seeds: how often the model's answer leads where the oracle's does. From a wrong turn nobody goes on."
+    policy, env = ModelPolicy(load_model(str(a.after or a.base)), greedy=True, history=a.history), make_env(a.task)
+    def after(t, i, action):
+        env.reset(seed=t.task.seed)
+        for s in t.steps[:i]: env.step(s.action)
+        _, reward, terminated, *_ = env.step(action)
+        return reward, terminated, None if terminated else env.unwrapped.oracle()
+    right, wrong = {}, {}
+    for t in record_demonstrations(env, held_out(a.episodes), policy, max_steps=a.max_steps or 20):
+        for i, (s, p) in enumerate(zip(t.steps, policy([s.observation for s in t.steps]))):
+            try: hit = after(t, i, policy.decoder.decode(p.text, size=s.observation.size, model_size=p.model_size)) == after(t, i, s.action)
+            except ValueError: hit = False
+            right.setdefault(i, []).append(hit)
+            if not hit: wrong.setdefault(i, []).append((s.prediction.text, p.text))
+    for i, hits in right.items(): print(f"step {i}: {sum(hits)} of {len(hits)}", wrong.get(i, [])[:3], flush=True)
+    write(a.name or f"several_steps/steps-{a.task.replace('/', '-')}{a.tag}.json", dict(right=[sum(h) for h in right.values()], of=[len(h) for h in right.values()], wrong=[wrong.get(i, [])[:3] for i in right]), task=a.task, history=a.history)
+    env.close()
+
+
 COVERED = """() => { const b = [...document.querySelectorAll('#area button')].find(b => document.querySelector('#query').textContent.includes(b.textContent)), r = b.getBoundingClientRect();
     return document.elementFromPoint(r.x + r.width / 2, r.y + r.height / 2) !== b; }"""
 
@@ -135,7 +156,7 @@ def covered(a):
 
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("what", choices=["zero-shot", "rejection", "forgetting", "covered"])
+    p.add_argument("what", choices=["zero-shot", "rejection", "forgetting", "steps", "covered"])
     p.add_argument("--base", type=Path, default=BASE); p.add_argument("--after", type=Path); p.add_argument("--name")
     p.add_argument("--task"); p.add_argument("--seed", type=int, default=0); p.add_argument("--episodes", type=int, default=200)
     p.add_argument("--lora", action="store_true"); p.add_argument("--rounds", type=int, default=3); p.add_argument("--steps", type=int, default=60, help="optimizer steps a round")
@@ -145,4 +166,4 @@ if __name__ == "__main__":
     p.add_argument("--drop-all-solved", action="store_true", help="leave out start states that every sample solved"); p.add_argument("--keep-idle", action="store_true", help="learn steps that changed nothing on the screen too")
     a = p.parse_args()
     torch.set_num_threads(1)
-    {"zero-shot": zero_shot, "rejection": rejection, "forgetting": forgetting, "covered": covered}[a.what](a)
+    {"zero-shot": zero_shot, "rejection": rejection, "forgetting": forgetting, "steps": steps, "covered": covered}[a.what](a)
