@@ -709,6 +709,7 @@ def train_with_orchestration(
     algorithm = algorithm if algorithm is not None else RejectionSampling()
     folder = RunFolder(*broadcast_object_list([output_dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{(task or 'server').replace('/', '-').replace(':', '-')}"]), resume)
     if (folder.path/"summary.json").exists(): return finished_run(folder.path, num_training_steps + (warm_start_steps if demonstrations else 0))
+    used = config or _as_yaml(arguments, model, algorithm); same = _goes_on(folder.path/"config.yaml", used)
     trainer = Trainer(model, learning_rate, weight_decay=weight_decay, optimizer=optimizer, warmup_steps=warmup_steps, max_grad_norm=max_grad_norm, answers_together=answers_together,
                       micro_batch_size=micro_batch_size, step_in_backward=step_in_backward, mixed_precision=mixed_precision, log_with=log_with, log_dir=str(folder.path))
     everyone = trainer.accelerator; main = everyone.is_main_process
@@ -721,7 +722,7 @@ def train_with_orchestration(
     with environments(ui_env_url, task, num_envs, first) as envs, _tell_last_checkpoint(folder), contextlib.ExitStack() as stack:
         if main: folder.begin(); stack.callback(folder.close)
         everyone.wait_for_everyone()
-        if main: _keep_config(folder.path/"config.yaml", config or _as_yaml(arguments, model, algorithm))
+        if main and not same: write_whole(folder.path/"config.yaml", used)
         run = _Run(folder, trainer, algorithm, envs, spec, task_prompt, seed, [], dict(how))
         run.round = run.restore()
         if main: run.callbacks = [*([ProgressBar(warm + num_training_steps)] if progress else []), draw_curves(folder.path), *([track(everyone, trainer.step)] if log_with else []), *callbacks]
@@ -845,15 +846,16 @@ _THE_RUN = ("task", "task_prompt", "seed", "max_steps", "history", "tasks_per_ro
 
 def _flat(d, under=""): return {k: v for key, value in d.items() for k, v in (_flat(value, f"{under}{key}.") if isinstance(value, dict) else {f"{under}{key}": value}).items()}
 
-def _keep_config(path, text):
-    "What a run was begun with; a run that goes on may change how, not what."
+def _goes_on(path, text):
+    "Whether a run was begun with these arguments; one that goes on may change how it is run, not what it is."
     import yaml
-    if not path.exists(): return write_whole(path, text)
+    if not path.exists(): return False
     was, now = (_flat(yaml.safe_load(t)) for t in (path.read_text(), text))
     changed = {k: (was[k], now[k]) for k in was.keys() & now.keys() - {"resume", "output_dir", "config"} if was[k] != now[k]}
     def told(names): return ", ".join(f"{k} {changed[k][0]!r} -> {changed[k][1]!r}" for k in sorted(names))
     if other := [k for k in changed if k.startswith(_THE_RUN)]: raise ValueError(f"{path.parent} was begun with other arguments ({told(other)}): that would be another run. Go on with those it has (--config {path}), or choose another folder by --output-dir")
-    if changed: warnings.warn(f"{path.parent} goes on with other arguments: {told(changed)}"); write_whole(path, text)
+    if changed: warnings.warn(f"{path.parent} goes on with other arguments: {told(changed)}")
+    return not changed
 
 def _as_yaml(arguments, model, algorithm):
     "The arguments of a call from Python, as a configuration that `vlm-agent train` can run."

@@ -784,6 +784,13 @@ def save_pretrained(self:VLMWrapper,
     for c in getattr(model, "peft_config", {}).values(): c.base_model_name_or_path = "base" if self._source.own else str(Path(self._source.base).resolve()) if Path(self._source.base).exists() else self._source.base
     model.save_pretrained(path, **more)
     self.processor.save_pretrained(path)
+    if (kind := _processor_class(self._source.base)) not in (None, _processor_class(path)):  # the embedded base's is one that asks for no torchvision
+        said = path/"processor_config.json"; said.write_text(json.dumps({**json.loads(said.read_text()), "processor_class": kind}, indent=2) + "\n")
+        (path/"video_preprocessor_config.json").unlink(missing_ok=True)
+
+def _processor_class(folder):
+    said = Path(folder)/"processor_config.json"
+    return json.loads(said.read_text()).get("processor_class") if said.exists() else None
 
 # %% ../nbs/04_wrapper.ipynb #3f734e1f
 def load_model(name:str="tiny",                # "tiny", a Hub name, or a folder
