@@ -170,7 +170,8 @@ def _joined(outs):
 TOGETHER = dict(cpu=2**10, gpu=2**15) # Patches that the tower sees in one call: a CPU's caches hold no more, a GPU has nothing to do with less
 
 _STEPS = [0] # That optimizers have taken: fused ones change numbers behind torch's back
-register_optimizer_step_post_hook(lambda *_: _STEPS.append(_STEPS.pop() + 1))
+def _stepped(*_): _STEPS[0] += 1
+register_optimizer_step_post_hook(_stepped)
 
 class Features:
     "What the tower makes of pictures, kept as long as the tower is what it was."

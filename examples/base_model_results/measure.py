@@ -140,7 +140,7 @@ def steps(a):
             right.setdefault(i, []).append(hit)
             if not hit: wrong.setdefault(i, []).append((s.prediction.text, p.text))
     for i, hits in right.items(): print(f"step {i}: {sum(hits)} of {len(hits)}", wrong.get(i, [])[:3], flush=True)
-    write(a.name or f"several_steps/steps-{a.task.replace('/', '-')}{a.tag}.json", dict(right=[sum(h) for h in right.values()], of=[len(h) for h in right.values()], wrong=[wrong.get(i, [])[:3] for i in right]), task=a.task, history=a.history)
+    write(a.name or f"by_step/{a.task.replace('/', '-')}{a.tag}.json", dict(right=[sum(h) for h in right.values()], of=[len(h) for h in right.values()], wrong=[wrong.get(i, [])[:3] for i in right]), task=a.task, history=a.history)
     env.close()
 
 
