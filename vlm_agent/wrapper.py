@@ -739,6 +739,7 @@ def freeze_vision_encoder(self:VLMWrapper,
     names = (vision,) if isinstance(vision, str) else vision or self.family.vision
     found = parts(self.model, names)
     if not found: raise ValueError(f"no vision tower found in {self.name}: looked for {', '.join(names)}; pass its attribute name as `vision=`")
+    if dtype is not None and self.family.name == "smolvlm" and _dtype(dtype) != self.dtype: raise ValueError(f"{self.name}: transformers reads smolvlm's pictures in the precision of its tower and its text in another's: leave dtype out")
     if dtype is not None: warn_of_precision(_dtype(dtype), self.device, "leave dtype out")
     for path, part in found.items():
         part.requires_grad_(False)
