@@ -186,7 +186,6 @@ class Features:
         self.steps, self.rough = 0, False  # Steps that any optimizer had taken; something kept was made under autocast
         self.parts = list(parts(model, family.vision).values())
         self.text = text_of(model, family)
-        self.modules = [m for part in self.parts if isinstance(part, nn.Module) for m in part.modules()]
         self.cuts = [(m, n, c) for m in self.modules for n, c in m.named_children() if type(c) in (nn.Conv2d, nn.Conv3d) and c.kernel_size == c.stride]
 
     def __call__(self, pictures:list # Of `pictures_of`
@@ -216,22 +215,25 @@ class Features:
     @property
     def trained(self): return any(p.requires_grad for p in self._tensors())
 
+    @property
+    def modules(self): return [m for part in self.parts if isinstance(part, nn.Module) for m in part.modules()]  # as they are now: adapters come and go
+
     def _tensors(self): return [p for part in self.parts for p in (part.parameters() if isinstance(part, nn.Module) else [part])]
     def _state(self):
         "Changes with every change of the tower that torch knows of; a fused optimizer's is none."
-        switches = [(str((m.active_adapters, m.scaling)), m.disable_adapters, tuple(m.merged_adapters)) for part in self.parts if isinstance(part, nn.Module) for m in part.modules() if hasattr(m, "merged_adapters")]
+        switches = [(str((m.active_adapters, m.scaling)), m.disable_adapters, tuple(m.merged_adapters)) for m in self.modules if hasattr(m, "merged_adapters")]
         return [(id(p), p.data_ptr(), p._version) for p in self._tensors()], switches, self.model.dtype
 
     def _see(self, inputs):
         base = base_of(self.model); base = getattr(base, "model", base); self.computed += 1
         takes = inspect.signature(base.get_image_features).parameters
-        was = [m for m in self.modules if m.training] if not torch.is_grad_enabled() else []  # no dropout in what is kept
+        modules = self.modules; was = [m for m in modules if m.training] if not torch.is_grad_enabled() else []  # no dropout in what is kept
         for m in was: m.training = False
         for parent, name, conv in self.cuts: setattr(parent, name, _Cut(conv))
         dtype = next((t.dtype for t in self._tensors() if t.is_floating_point()), self.model.dtype)
         inputs = {k: (self.patches.floats(t, dtype, self.model.device) if self.products else self.patches.floats(t).flatten(1)) if t.dtype == torch.uint8 else t for k, t in inputs.items() if k in takes}
         try:
-            with attending_by("products", self.attend, self.modules) if self.attend and dtype == torch.bfloat16 and not torch.is_grad_enabled() else contextlib.nullcontext(): out = base.get_image_features(**self._told(inputs, dtype))
+            with attending_by("products", self.attend, modules) if self.attend and dtype == torch.bfloat16 and not torch.is_grad_enabled() else contextlib.nullcontext(): out = base.get_image_features(**self._told(inputs, dtype))
         finally:
             for m in was: m.training = True
             for parent, name, conv in self.cuts: setattr(parent, name, conv)

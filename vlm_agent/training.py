@@ -786,9 +786,7 @@ def _tell_last_checkpoint(folder):
 def _demonstrations(given, run, task):
     "The trajectories to start from; recorded ones are kept in the run's folder."
     if not given: return []
-    if not isinstance(given, int):
-        if not (Path(given)/"trajectories.jsonl").exists(): raise FileNotFoundError(f"no demonstrations at {given}: expected a folder with trajectories.jsonl")
-        return list(TrajectoryFile(given))
+    if not isinstance(given, int): return list(TrajectoryFile(given))
     if not task: raise ValueError("demonstrations are recorded where the environment lives: give task='...' beside ui_env_url, or a folder of recorded ones")
     file = TrajectoryFile(run.folder.path/"demonstrations")
     if run.processes.is_main_process and sum(1 for _ in file) < given:
@@ -835,7 +833,7 @@ def _check(given, algorithm):
     "Faults in the arguments that would show only when a round has been acted."
     for name, least in {**_LEAST, **(dict(micro_batch_size=1) if given["micro_batch_size"] is not None else {}), **(dict(demonstrations=0) if isinstance(given["demonstrations"], int) else {})}.items():
         if not isinstance(v := given[name], int) or v < least: raise ValueError(f"{name} must be a whole number of at least {least}, got {v!r}")
-    if isinstance(given["demonstrations"], str) and not Path(given["demonstrations"]).is_dir(): raise ValueError(f"no demonstrations at {given['demonstrations']}: there is no such folder; `vlm-agent demonstrate` records into one, a number records from the task's own solution")
+    if isinstance(shown := given["demonstrations"], (str, Path)) and not (Path(shown)/"trajectories.jsonl").exists(): raise FileNotFoundError(f"no demonstrations at {shown}: expected a folder with trajectories.jsonl; `vlm-agent demonstrate` records into one, a number records from the task's own solution")
     if given["target_success"] is not None and not 0 <= given["target_success"] <= 1: raise ValueError(f"target_success must be from 0 to 1, got {given['target_success']!r}")
     if isinstance(given["task_prompt"], (list, tuple)) and not given["task_prompt"]: raise ValueError("task_prompt is an empty list: give a goal, several, or None for the environment's own")
     if given["task"] is not None and not isinstance(given["task"], str): raise ValueError(f"task is a name that make_env takes, got {type(given['task']).__name__}: register your environment with Gymnasium and give 'gym:ID', or serve it and give ui_env_url")

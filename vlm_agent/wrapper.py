@@ -776,14 +776,16 @@ def save_pretrained(self:VLMWrapper,
     if not self.adapters or merge:
         if merge and hasattr(self.config, "quantization_config"): raise ValueError("adapters cannot be merged into 8- or 4-bit weights without loss: save the adapters, load them on the model in bfloat16, VLMWrapper(folder, torch_dtype='bfloat16'), and merge there")
         if merge and self.adapters: model = copy.deepcopy(model).merge_and_unload()
-        for left in path.glob("adapter_*"): left.unlink()  # another model's
         model.config.vlm_agent = {**(getattr(model.config, "vlm_agent", None) or {}), "action_format": self.action_format}
     else:
         more = dict(save_embedding_layers=any(len(getattr(m, "lora_embedding_A", ())) for m in model.modules()))  # "auto" would ask the Hub
         if self._source.own and Path(self._source.base).resolve() != (path/"base").resolve():  # another model's base may lie there
-            shutil.rmtree(path/"base", ignore_errors=True); shutil.copytree(self._source.base, path/"base")
+            aside = path/"base.tmp"; shutil.rmtree(aside, ignore_errors=True); shutil.copytree(self._source.base, aside)
+            shutil.rmtree(path/"base", ignore_errors=True); aside.replace(path/"base")
     for c in getattr(model, "peft_config", {}).values(): c.base_model_name_or_path = "base" if self._source.own else str(Path(self._source.base).resolve()) if Path(self._source.base).exists() else self._source.base
     model.save_pretrained(path, **more)
+    if not more:
+        for left in ("adapter_config.json", "adapter_model.safetensors"): (path/left).unlink(missing_ok=True)  # another model's: the whole one is there now
     self.processor.save_pretrained(path)
     if (kind := _processor_class(self._source.base)) not in (None, _processor_class(path)):  # the embedded base's is one that asks for no torchvision
         said = path/"processor_config.json"; said.write_text(json.dumps({**json.loads(said.read_text()), "processor_class": kind}, indent=2) + "\n")
