@@ -35,7 +35,7 @@ eval: $(VENV)/.run  ## look at what the last training run made
 	$(BIN)/python examples/train_qwen2_vl.py --mode test $(if $(TASK),--task $(TASK)) $(ARGS)
 
 test: $(VENV)/.dev chromium  ## notebooks clean, in sync and green, and all of tests/
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 test-slow: $(VENV)/.dev chromium  ## the cells and tests that take minutes
 	$(BIN)/python -m pytest --slow $(ARGS)

@@ -16,6 +16,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models; two threads on a b
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_auto_num_workers(config):
+    "`-n auto`: one worker for each core that this process may use; four at most, for some tests take a gigabyte."
+    return min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+
+
 def pytest_addoption(parser): parser.addoption("--slow", action="store_true", help="run the slow tests and the slow cells, and nothing else")
 
 

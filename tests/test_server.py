@@ -207,9 +207,9 @@ def test_a_taken_port_is_said():
         with pytest.raises(OSError, match="choose another port"): serve("toy/click-button", port=s.getsockname()[1])
 
 
-@pytest.mark.parametrize("keywords, says", [(dict(), "give either"), (dict(task="toy/login", suite="toy"), "give either"), (dict(suite="nothing/"), "no task begins"), (dict(task="toy/logn"), "did you mean"), (dict(task="toy/login", host="0.0.0.0"), "token")])
+@pytest.mark.parametrize("keywords, says", [(dict(), "give either"), (dict(task="toy/login", suite="toy"), "give either"), (dict(suite="nothing/"), "no task begins"), (dict(task="toy/logn"), "did you mean"), (dict(task="toy/login", host="0.0.0.0"), "token"), (dict(task="toy/login", port=65536), "65535")])
 def test_what_cannot_be_served_is_said(keywords, says):
-    with pytest.raises(ValueError, match=says): serve(port=0, **keywords)
+    with pytest.raises(ValueError, match=says): serve(**{"port": 0, **keywords})
 
 
 # Who may connect

@@ -56,7 +56,7 @@ def parse(parser, # A jsonargparse parser
     from jsonargparse import ArgumentError
     parser.exit_on_error = False
     switches = {f"--{a.dest}" for a in parser._actions if getattr(getattr(a, "_typehint", None), "__name__", "") == "bool"}
-    argv = plain_flags(argv)
+    argv = [re.sub(r"^(--image_size=)?(\d+)x(\d+)$", r"\1[\2,\3]", a) for a in plain_flags(argv)]
     if not any(a.dest.startswith("model.") for a in parser._actions): argv = [a.replace("--model.name", "--model", 1) for a in argv]
     argv = [f"{a}=true" if a in switches and (i + 1 == len(argv) or argv[i + 1].startswith("--")) else a for i, a in enumerate(argv)]  # `--resume` alone
     try: return parser.parse_args(argv)
@@ -106,10 +106,12 @@ def train(argv # Flags
     kind = _algorithm(argv); parser = train_parser(kind)
     given = parse(parser, argv)
     from accelerate import PartialState
+    from vlm_agent.server import make_env
     from vlm_agent.training import load_own, train_with_orchestration
     used = parser.dump(given)
     values = {k: v for k, v in given.as_dict().items() if k != "config"}
     model, algorithm = values.pop("model"), values.pop("algorithm"); algorithm.pop("name")
+    if values["task"]: make_env(values["task"]).close()  # a misspelt name is said before a model is loaded
     result = train_with_orchestration(load_own(**model), algorithm=kind(**algorithm), config=used, **values)
     if PartialState().is_main_process: print(result)
     return result
@@ -151,7 +153,7 @@ def report(run:str # The folder of a run
 
 def memory(model:str,         # A Hub name with shipped facts, a config.json, or "tiny:FAMILY"
            gpu:float=24,      # GiB of GPU memory
-           image_size:tuple[int, int]=(1280, 720)): # Width and height of the screenshots, as [1280,720]
+           image_size:tuple[int, int]=(1280, 720)): # Width and height of the screenshots, 1280x720
     "What fits into a GPU, in which settings, and what each lever saves."
     from vlm_agent.memory import advice_lines
     for line in advice_lines(model, gpu, image_size): print(line, flush=True)

@@ -266,6 +266,7 @@ def served_tasks(task:str=None,   # What `make_env` takes
 
 def _listen(host, port):
     "A listening socket, so that a port that is taken is said at once."
+    if not 0 <= port <= 65535: raise ValueError(f"port is from 0 (a free one) to 65535, got {port}")
     try: found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except socket.gaierror as e: raise ValueError(f"host {host!r} cannot be resolved: {e}") from None
     sock = socket.socket(found[0], found[1])

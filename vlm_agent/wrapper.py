@@ -287,6 +287,7 @@ class VLMWrapper(nn.Module):
             from peft import PeftModel
             with _without_old_names(): model = PeftModel.from_pretrained(model, source.adapter, is_trainable=True)
         elif use_lora: model = _with_lora(model, family_of(model), lora_config)
+        elif lora_config: warnings.warn("lora_config is not used: use_lora is False, and all weights are trained")
         elif quantised: model.requires_grad_(False)  # whole numbers have no gradients
         if load_in_4bit: _keep_packing(model)
         self._furnish(model, processor, max_new_tokens, temperature, do_sample, fast, vision_cache_gb)
