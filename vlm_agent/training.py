@@ -789,12 +789,13 @@ def _demonstrations(given, run, task):
     if not isinstance(given, int): return list(TrajectoryFile(given))
     if not task: raise ValueError("demonstrations are recorded where the environment lives: give task='...' beside ui_env_url, or a folder of recorded ones")
     file = TrajectoryFile(run.folder.path/"demonstrations")
-    if run.processes.is_main_process and sum(1 for _ in file) < given:
-        run.log("phase", phase=f"recording {given} demonstrations")
-        shutil.rmtree(file.folder, ignore_errors=True); file = TrajectoryFile(file.folder)
-        env = make_env(task)
-        try: file.append(*record_demonstrations(env, run.tasks([DEMONSTRATED + s for s in training_seeds(run.seed, 0, given)]), run.policy(greedy=True)))
-        finally: env.close()
+    if run.processes.is_main_process:
+        have = {t.task.seed for t in file}
+        if missing := [t for t in run.tasks([DEMONSTRATED + s for s in training_seeds(run.seed, 0, given)]) if t.seed not in have]:
+            with contextlib.closing(make_env(task)) as env:
+                for i in range(0, len(missing), 50):  # what a stopped run has recorded is kept
+                    run.log("phase", phase=f"recording demonstrations, {given - len(missing) + i} of {given}")
+                    file.append(*record_demonstrations(env, missing[i:i + 50], run.policy(greedy=True)))
     run.processes.wait_for_everyone()
     return list(file)
 

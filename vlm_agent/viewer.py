@@ -90,7 +90,8 @@ def plot_curves(run, # The folder of a run
     _band(left, [dict(e, round=e["round"] - 0.5) for e in events if e["event"] == "round"], "sampled while acting", ORANGE, y="sampled_success", marker="s")
     if "random_clicker" in named: left.axhline(100 * named["random_clicker"]["success"], color=GREY, ls=":", label="random clicker")
     if {"untrained", "warm_start"} <= set(named): left.plot([0], [100 * named["untrained"]["success"]], "x", color=RED, label="untrained")
-    left.set(xlabel=f"round (0: {'after the warm start' if 'warm_start' in named else 'before training'})", ylabel="success (%), 95 % intervals", ylim=(-3, 103)); left.xaxis.get_major_locator().set_params(integer=True); left.grid(alpha=0.3); left.legend(fontsize=8, loc="best")
+    left.set(xlabel=f"round (0: {'after the warm start' if 'warm_start' in named else 'before training'})", ylabel="success (%), 95 % intervals", ylim=(-3, 103)); left.xaxis.get_major_locator().set_params(integer=True); left.grid(alpha=0.3)
+    if left.get_legend_handles_labels()[0]: left.legend(fontsize=8, loc="best")
     if steps: right.plot([e["step"] for e in steps], [e["loss"] for e in steps], color=BLUE, lw=0.8)
     for e in events:
         if e["event"] == "round": right.axvline(e["step"], color=GREY, lw=0.6, ls=":")
