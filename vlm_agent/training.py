@@ -792,10 +792,11 @@ def _demonstrations(given, run, task):
     if run.processes.is_main_process:
         have = {t.task.seed for t in file}
         if missing := [t for t in run.tasks([DEMONSTRATED + s for s in training_seeds(run.seed, 0, given)]) if t.seed not in have]:
-            with contextlib.closing(make_env(task)) as env:
+            with contextlib.ExitStack() as stack:
+                envs = [stack.enter_context(contextlib.closing(make_env(task))) for _ in range(min(8, len(run.envs), len(missing)))]  # each waits for its own page
                 for i in range(0, len(missing), 50):  # what a stopped run has recorded is kept
                     run.log("phase", phase=f"recording demonstrations, {given - len(missing) + i} of {given}")
-                    file.append(*record_demonstrations(env, missing[i:i + 50], run.policy(greedy=True)))
+                    file.append(*record_demonstrations(envs, missing[i:i + 50], run.policy(greedy=True)))
     run.processes.wait_for_everyone()
     return list(file)
 
