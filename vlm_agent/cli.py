@@ -49,6 +49,12 @@ def plain_flags(argv # As it was typed
 # %% ../nbs/14_cli.ipynb #f136f8a7
 _UNKNOWN = re.compile(r"unrecognized arguments: --([\w.]+)|Option '([\w.]+)' is not accepted|Group '([\w.]+)' does not accept option '([\w.]+)'")
 
+def _files_first(argv):
+    "Flags override files, wherever they stand."
+    files = [i for i, a in enumerate(argv) if a == "--config" and i + 1 < len(argv)]
+    ahead = [j for i in files for j in (i, i + 1)] + [i for i, a in enumerate(argv) if a.startswith("--config=")]
+    return [argv[i] for i in sorted(ahead)] + [a for i, a in enumerate(argv) if i not in ahead]
+
 def parse(parser, # A jsonargparse parser
           argv,   # As it was typed
          ):
@@ -56,7 +62,9 @@ def parse(parser, # A jsonargparse parser
     from jsonargparse import ArgumentError
     parser.exit_on_error = False
     switches = {f"--{a.dest}" for a in parser._actions if getattr(getattr(a, "_typehint", None), "__name__", "") == "bool"}
-    argv = [re.sub(r"^(--image_size=)?(\d+)x(\d+)$", r"\1[\2,\3]", a) for a in plain_flags(argv)]
+    argv = plain_flags(argv)
+    argv = [re.sub(r"(\d+)x(\d+)$", r"[\1,\2]", a) if a.startswith("--image_size=") or argv[max(0, i - 1)] == "--image_size" else a for i, a in enumerate(argv)]
+    argv = _files_first(argv)
     if not any(a.dest.startswith("model.") for a in parser._actions): argv = [a.replace("--model.name", "--model", 1) for a in argv]
     argv = [f"{a}=true" if a in switches and (i + 1 == len(argv) or argv[i + 1].startswith("--")) else a for i, a in enumerate(argv)]  # `--resume` alone
     try: return parser.parse_args(argv)
@@ -72,15 +80,36 @@ def algorithms()->dict:
     from vlm_agent import rejection_sampling as m
     return {k: c for k, c in vars(m).items() if inspect.isclass(c) and issubclass(c, m.Algorithm) and c is not m.Algorithm}
 
+def _read(path):
+    import yaml
+    try: return yaml.safe_load(Path(path).read_text())
+    except yaml.YAMLError as e: raise ValueError(f"{path} is no YAML: {' '.join(str(e).split())}") from None
+
+def _block(read): return read["algorithm"] if isinstance(read, dict) and isinstance(read.get("algorithm"), dict) else {}
+
 def _algorithm(argv):
     "The class that flags and files name; the last one counts, flags before files."
-    import yaml
     flags = plain_flags(argv); given = [(a.partition("=")[0], a.partition("=")[2] or (flags[i + 1] if i + 1 < len(flags) else "")) for i, a in enumerate(flags) if a.startswith("--")]
-    files = [yaml.safe_load(Path(v).read_text()) for k, v in given if k == "--config" and Path(v).is_file()]
-    named = [f["algorithm"]["name"] for f in files if isinstance(f, dict) and isinstance(f.get("algorithm"), dict) and "name" in f["algorithm"]] + [v for k, v in given if k == "--algorithm.name"]
+    files = [_block(_read(v)) for k, v in given if k == "--config" and Path(v).is_file()]
+    named = [f["name"] for f in files if "name" in f] + [v for k, v in given if k == "--algorithm.name"]
     name, known = (named or ["RejectionSampling"])[-1], algorithms()
     if name not in known: raise ValueError(f"unknown algorithm {name!r}{nearest(str(name), known)}; known: {', '.join(known)}")
     return known[name]
+
+def _without_foreign_keys(argv, kind):
+    "Files whose algorithm is another one than a flag's: without the keys that the flag's does not have."
+    import yaml
+    known, out = {"name", *inspect.signature(kind).parameters}, plain_flags(argv)
+    for i, a in enumerate(out):
+        path = a.partition("=")[2] if a.startswith("--config=") else out[i + 1] if a == "--config" and i + 1 < len(out) else ""
+        if not path or not Path(path).is_file(): continue
+        read = _read(path); block = _block(read); others = {k for c in algorithms().values() for k in inspect.signature(c).parameters}
+        if not (foreign := [k for k in block if k not in known and k in others]): continue
+        print(f"{path}: {kind.__name__} has no {', '.join(foreign)}: left out", file=sys.stderr)
+        without = yaml.safe_dump({**read, "algorithm": {k: v for k, v in block.items() if k not in foreign}})
+        if a == "--config": out[i + 1] = without
+        else: out[i] = "--config=" + without
+    return out
 
 # %% ../nbs/14_cli.ipynb #0395e66a
 def train_parser(algorithm=None # A class, see `algorithms`; None: RejectionSampling
@@ -104,7 +133,7 @@ def train(argv # Flags
          ):    # `TrainingResult`
     "Train a model on a task; see --help for every keyword."
     kind = _algorithm(argv); parser = train_parser(kind)
-    given = parse(parser, argv)
+    given = parse(parser, _without_foreign_keys(argv, kind))
     from accelerate import PartialState
     from vlm_agent.server import make_env
     from vlm_agent.training import load_own, train_with_orchestration
@@ -118,13 +147,13 @@ def train(argv # Flags
 
 # %% ../nbs/14_cli.ipynb #24bf779f
 def evaluate_policy(policy:str,            # "random", "oracle", the folder of a run or of one of its checkpoints, or a model's name
-                    task:str=None,         # What `make_env` takes
+                    task:str=None,         # What `make_env` takes; null: the run's own
                     ui_env_url:str=None,   # A running server, instead of `task`
-                    task_prompt:str=None,  # Replaces the environment's own goal
+                    task_prompt:str=None,  # Replaces the environment's own goal; null: as the run was trained
                     episodes:int=100,      # Held-out episodes
                     seed:int=0,            # The random policy's seed
-                    max_steps:int|None=None, # Actions an episode may take; None: the environment's own number, or 10
-                    history:int=0,         # Earlier steps shown to the model
+                    max_steps:int|None=None, # Actions an episode may take; null: as the run was trained, the environment's own number, or 10
+                    history:int|None=None, # Earlier steps shown to the model; null: as the run was trained, or 0
                     num_envs:int=8,        # Environments at once
                     output_dir:str=None):  # Keep the trajectories here
     "Success of a policy on held-out episodes, with its 95 % interval."

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, broadcast_object_list, gather_object
@@ -81,7 +82,7 @@ class RunFolder:
         "Make the folder; drop what a killed process was in the middle of writing."
         for name in ("rounds", "checkpoints"): (self.path/name).mkdir(parents=True, exist_ok=True)
         self._lock()
-        for left in [*self.path.glob(".*.tmp"), *self.path.glob("rounds/*/.*.tmp"), *self.path.glob("rounds/*-*"), *(self.path/"checkpoints").glob("*.tmp")]:
+        for left in [*self.path.glob(".*.tmp"), *self.path.glob("rounds/*/.*.tmp"), *self.path.glob("rounds/*-*"), *self.path.glob("rounds/*.tmp"), *(self.path/"checkpoints").glob("*.tmp")]:
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         self.metrics.touch()
         return self
@@ -102,7 +103,7 @@ class RunFolder:
     def final(self): return self.path/"checkpoints"/"final"
     def checkpoints(self):
         "The whole checkpoints, oldest first."
-        return sorted(p for p in (self.path/"checkpoints").glob("*") if p.name.isdigit())
+        return sorted((p for p in (self.path/"checkpoints").glob("*") if p.name.isdigit()), key=lambda p: int(p.name))
     def __repr__(self): return f"RunFolder({str(self.path)!r})"
 
 # %% ../nbs/13_training.ipynb #72846170
@@ -380,8 +381,9 @@ def load_weights(model,       # A `VLMWrapper`
                 ):
     "Copy saved weights into a model of the same shape, in place."
     from safetensors.torch import load_file
-    folder = Path(folder)
-    if (folder/"adapter_model.safetensors").exists():
+    folder = Path(folder); adapter = (folder/"adapter_model.safetensors").exists()
+    if adapter != bool(model.adapters): raise ValueError(f"{folder} holds {'an adapter' if adapter else 'a whole model'}, and {model.name} was loaded with{'' if model.adapters else 'out'} adapters: use_lora must be what it was when the run began")
+    if adapter:
         from peft import set_peft_model_state_dict
         set_peft_model_state_dict(model.model, load_file(folder/"adapter_model.safetensors"))
     else:
@@ -406,7 +408,8 @@ class TrainingResult:
     def table(self)->list:
         "Rows of (what, success, low, high, episodes), before to after."
         judged = [(label, self.summary.get(k)) for label, k in (("random clicker", "random_clicker"), ("untrained (zero-shot)", "untrained"), ("after the warm start", "warm_start"))]
-        judged += [(f"after round {e['round']}", e) for e in self.evaluations if e["name"] == "round"][:-1] + [("after rejection sampling", self.summary.get("trained"))]
+        rounds = [(f"after round {e['round']}", e) for e in self.evaluations if e["name"] == "round"]
+        judged += rounds[:-1] + [("after rejection sampling", e) for _, e in rounds[-1:]]
         return [(label, *(e[x] for x in ("success", "low", "high", "episodes"))) for label, e in judged if e]
     def __str__(self):
         rows = [f"{label:<26} {s:>7.1%}   [{lo:.1%}, {hi:.1%}]   {n}" for label, s, lo, hi, n in self.table()]
@@ -490,11 +493,10 @@ def _actor():
         while True:
             job = lines.get(); folder, answer = Path(job["folder"]), {}
             try:
-                if model is None: model = load_model(**{**how["model"], "name": job["checkpoint"], "use_lora": False, "lora_config": None})
+                if model is None: model = load_model(**{**how["model"], "name": job["checkpoint"]})
                 else: load_weights(model, job["checkpoint"])
                 model.version = json.loads((Path(job["checkpoint"])/"state.json").read_text())["step"]
-                decoder = ActionDecoder(how["action_format"] or model.action_format, grid=model.grid)
-                runner = TaskRunner(ModelPolicy(model, decoder, history=how["history"], temperature=how["temperature"]), envs, max_steps=how["max_steps"], history=how["history"], seed=how["seed"])
+                runner = TaskRunner(ModelPolicy(model, history=how["history"], temperature=how["temperature"]), envs, max_steps=how["max_steps"], history=how["history"], seed=how["seed"])
                 act_round(runner, [Task(**t) for t in job["tasks"]], job["k"], folder, job["round"], model.version)
             except Exception as e: answer = dict(error=f"{type(e).__name__}: {e}")
             answers.write(json.dumps(answer) + "\n"); answers.flush()
@@ -508,7 +510,7 @@ class _Run:
         self.callbacks, self.act_keywords, self.seeds_used, self.round, self.events, self.actor = callbacks, act, 0, 0, [], None
         self.began, self.before = (time.time(), _cpu_seconds()), (0.0, 0.0)  # seconds of this process, and of those that were killed
         model, self.processes = trainer.model, trainer.accelerator
-        self.decoder = ActionDecoder(act.pop("action_format", None) or model.action_format, grid=model.grid)
+        self.decoder = ActionDecoder(model.action_format, grid=model.grid)
 
     def log(self, event, **said):
         "Tell everybody; what is measured is also written down."
@@ -623,6 +625,7 @@ def learn(self:_Run, samples, steps, batch_size):
 def best(self:_Run):
     "(success, round) of the best evaluation of what is trained; the earliest of equals."
     judged = [e for e in self.events if e["event"] == "evaluation" and e["name"] in ("warm_start", "round")]
+    if not any(e["name"] == "warm_start" for e in judged): judged = [e for e in self.events if e["event"] == "evaluation" and e["name"] == "untrained"] + judged  # checkpoint 0 is that model
     e = max(judged, key=lambda e: e["success"], default=dict(success=-1.0, round=self.round))
     return e["success"], e["round"]
 
@@ -704,25 +707,27 @@ def train_with_orchestration(
     _check(arguments, algorithm)
     if max_lag not in (0, 1) or keep_checkpoints < 1 + max_lag: raise ValueError(f"max_lag must be 0 or 1, and keep_checkpoints larger than it (the acting process reads the last but one); got max_lag={max_lag}, keep_checkpoints={keep_checkpoints}")
     _tracker_there(log_with)
-    if isinstance(model, str): model = load_own(name=model)
+    if isinstance(model, (str, Path)): model = load_own(name=str(model))
+    if action_format and action_format != model.action_format: model.action_format, model.grid = ActionDecoder(action_format).action_format, None  # kept with the checkpoints
     PartialState(cpu=model.device.type == "cpu")  # join the processes that `accelerate launch` started, if it did
     algorithm = algorithm if algorithm is not None else RejectionSampling()
     folder = RunFolder(*broadcast_object_list([output_dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{(task or 'server').replace('/', '-').replace(':', '-')}"]), resume)
-    if (folder.path/"summary.json").exists(): return finished_run(folder.path, num_training_steps + (warm_start_steps if demonstrations else 0))
-    used = config or _as_yaml(arguments, model, algorithm); same = _goes_on(folder.path/"config.yaml", used)
+    used = config or _as_yaml(arguments, model, algorithm); changed = _changed(folder.path/"config.yaml", used)
+    rounds = math.ceil(num_training_steps / steps_per_round)
+    if (folder.path/"summary.json").exists(): return finished_run(folder.path, None if target_success else rounds)
     trainer = Trainer(model, learning_rate, weight_decay=weight_decay, optimizer=optimizer, warmup_steps=warmup_steps, max_grad_norm=max_grad_norm, answers_together=answers_together,
                       micro_batch_size=micro_batch_size, step_in_backward=step_in_backward, mixed_precision=mixed_precision, log_with=log_with, log_dir=str(folder.path))
     everyone = trainer.accelerator; main = everyone.is_main_process
     if max_lag and everyone.num_processes > 1: raise ValueError("max_lag=1 is for one learning process: with several, each acts on its own environments already")
     everyone.wait_for_everyone()  # nobody makes the folder before all have looked
-    rounds = math.ceil(num_training_steps / steps_per_round)
     warm = warm_start_steps if demonstrations else 0
     spec, first = task or str(ui_env_url), everyone.process_index * num_envs
-    how = dict(max_steps=max_steps, history=history, temperature=temperature, action_format=action_format)
+    how = dict(max_steps=max_steps, history=history, temperature=temperature)
     with environments(ui_env_url, task, num_envs, first) as envs, _tell_last_checkpoint(folder), contextlib.ExitStack() as stack:
         if main: folder.begin(); stack.callback(folder.close)
         everyone.wait_for_everyone()
-        if main and not same: write_whole(folder.path/"config.yaml", used)
+        if main and changed: warnings.warn(f"{folder.path} goes on with other arguments: {changed}")
+        if main and changed != "": write_whole(folder.path/"config.yaml", used)
         run = _Run(folder, trainer, algorithm, envs, spec, task_prompt, seed, [], dict(how))
         run.round = run.restore()
         if main: run.callbacks = [*([ProgressBar(warm + num_training_steps)] if progress else []), draw_curves(folder.path), *([track(everyone, trainer.step)] if log_with else []), *callbacks]
@@ -758,14 +763,14 @@ def load_own(**arguments # Of `load_model`
 def _finish(run):
     "What a run leaves: the last weights, the summary, the curves, the report."
     for acted_for_nothing in run.folder.path.glob("rounds/*"):
-        if int(acted_for_nothing.name) > run.round: put_away(acted_for_nothing)  # the target was reached while the next round was acted
+        if acted_for_nothing.name.isdigit() and int(acted_for_nothing.name) > run.round: put_away(acted_for_nothing)  # the target was reached while the next round was acted
     run.trainer.save(run.folder.final, optimizer=False, round=run.round)
     write_whole(run.folder.path/"summary.json", json.dumps(_summary(run, *run.seconds()), indent=1))  # the sign that a run is finished
     _draw(run.folder.path)
 
 def _how_loaded(model):
     "Arguments of `load_model` for another process that acts."
-    return {k: v for k, v in getattr(model, "config_used", {}).items() if k != "freeze_vision_encoder"} or dict(torch_dtype=str(model.dtype).removeprefix("torch."), device=model.device.type)
+    return dict(torch_dtype=str(model.dtype).removeprefix("torch."), device=model.device.type) | {k: v for k, v in getattr(model, "config_used", {}).items() if k not in ("name", "use_lora", "lora_config", "freeze_vision_encoder", "action_format")}
 
 # %% ../nbs/13_training.ipynb #81f2d554
 def _cpu_seconds(): t = os.times(); return t.user + t.system + t.children_user + t.children_system
@@ -779,7 +784,7 @@ def _tell_last_checkpoint(folder):
     try: yield
     except BaseException as e:
         last = folder.checkpoints()
-        if (folder.path/"config.yaml").exists(): print(f"\nstopped; {f'the last whole checkpoint is {last[-1]}' if last else 'there is no checkpoint yet'}; go on with --resume --output-dir {folder.path}", file=sys.stderr)
+        if (folder.path/"config.yaml").exists(): print(f"\nstopped; {f'the last whole checkpoint is {last[-1]}' if last else 'there is no checkpoint yet'}; go on with --resume --output-dir {folder.path} --config {folder.path/'config.yaml'}", file=sys.stderr)
         if getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): raise OSError(f"{folder.path} could not be written on ({e.strerror}): make room and go on with --resume; the checkpoints are whole") from e
         raise
 
@@ -812,15 +817,15 @@ def _round_event(file, selection):
 def _summary(run, wall, cpu):
     "What `summary.json` holds; the seconds are those of all processes that were killed and resumed, without what they lost."
     last = {e["name"]: {k: e[k] for k in ("success", "low", "high", "episodes")} for e in run.events if e["event"] == "evaluation"}
-    return dict(untrained=last.get("untrained"), warm_start=last.get("warm_start"), trained=last.get("round"), random_clicker=last.get("random_clicker"), best_round=run.best()[1],
+    return dict(untrained=last.get("untrained"), warm_start=last.get("warm_start"), trained=last.get("round") or last.get("warm_start") or last.get("untrained"), random_clicker=last.get("random_clicker"), best_round=run.best()[1],
                 task=run.spec, seed=run.seed, rounds=run.round, steps=run.trainer.step, processes=run.processes.num_processes, wall_seconds=round(wall, 1), cpu_seconds=round(cpu, 1))
 
 def finished_run(path,          # The folder of a run that ended
-                 steps:int=None # That were asked for now: a warning says if they are more than it took
+                 rounds:int=None # That were asked for now: a warning says if they are more than it took
                 )->TrainingResult:
     "What a run did, read from its folder."
     path = Path(path); events, summary = read_metrics(path), json.loads((path/"summary.json").read_text())
-    if steps is not None and steps > summary["steps"]: warnings.warn(f"{path} was finished after {summary['steps']} steps, and nothing was done: to go on, begin another run from the model in {path}/checkpoints/final")
+    if rounds is not None and rounds > summary["rounds"]: warnings.warn(f"{path} was finished after {summary['rounds']} rounds, and nothing was done: to go on, begin another run from the model in {path}/checkpoints/final")
     if not (path/"report.html").exists(): _draw(path)  # killed between the two
     return TrainingResult(path, [e for e in events if e["event"] == "round"], [e for e in events if e["event"] == "evaluation"], summary)
 
@@ -842,40 +847,67 @@ def _check(given, algorithm):
     if algorithm is not None and (isinstance(algorithm, (str, type)) or not hasattr(algorithm, "select")): raise ValueError(f"algorithm must be an object with a method select, such as RejectionSampling(), got {algorithm!r}")
     if given["resume"] and given["output_dir"] is None: raise ValueError("resume=True (--resume) needs output_dir (--output-dir): the folder of the run to go on with")
 
-_THE_RUN = ("task", "task_prompt", "seed", "max_steps", "history", "tasks_per_round", "samples_per_task", "steps_per_round", "model.name", "algorithm") # Another one is another run
+_THE_RUN = ("task", "task_prompt", "seed", "max_steps", "history", "tasks_per_round", "samples_per_task", "steps_per_round", "model.name", "model.use_lora", "model.lora_config", "model.freeze_vision_encoder", "action_format", "algorithm") # Another one is another run
 
 def _flat(d, under=""): return {k: v for key, value in d.items() for k, v in (_flat(value, f"{under}{key}.") if isinstance(value, dict) else {f"{under}{key}": value}).items()}
 
-def _goes_on(path, text):
-    "Whether a run was begun with these arguments; one that goes on may change how it is run, not what it is."
+def _changed(path, text):
+    "What a run that goes on changes of how it is run, in words; what it is must stay. None: it is only begun."
     import yaml
-    if not path.exists(): return False
+    if not path.exists(): return None
     was, now = (_flat(yaml.safe_load(t)) for t in (path.read_text(), text))
     changed = {k: (was[k], now[k]) for k in was.keys() & now.keys() - {"resume", "output_dir", "config"} if was[k] != now[k]}
     def told(names): return ", ".join(f"{k} {changed[k][0]!r} -> {changed[k][1]!r}" for k in sorted(names))
     if other := [k for k in changed if k.startswith(_THE_RUN)]: raise ValueError(f"{path.parent} was begun with other arguments ({told(other)}): that would be another run. Go on with those it has (--config {path}), or choose another folder by --output-dir")
-    if changed: warnings.warn(f"{path.parent} goes on with other arguments: {told(changed)}")
-    return not changed
+    return told(changed)
 
 def _as_yaml(arguments, model, algorithm):
     "The arguments of a call from Python, as a configuration that `vlm-agent train` can run."
     import yaml
     told = {"name": type(algorithm).__name__, **{k: v for k, v in vars(algorithm).items() if not k.startswith("_")}}
-    return yaml.safe_dump({**arguments, "model": getattr(model, "config_used", {"name": str(getattr(model, "name", "tiny"))}), "algorithm": told}, sort_keys=False)
+    return yaml.safe_dump(_plain({**arguments, "model": getattr(model, "config_used", {"name": str(getattr(model, "name", "tiny"))}), "algorithm": told}), sort_keys=False)
+
+def _plain(v):
+    "What YAML can hold: a PeftConfig becomes what it says beyond its defaults, a number of numpy's a number, anything strange its `repr`."
+    if isinstance(v, dict): return {str(k): _plain(x) for k, x in v.items()}
+    if isinstance(v, (list, tuple, set)): return [_plain(x) for x in (sorted(v, key=str) if isinstance(v, set) else v)]
+    if v is None or type(v) in (bool, int, float, str): return v
+    if isinstance(v, (np.generic, str)): return v.item() if isinstance(v, np.generic) else str(v)
+    if isinstance(v, Path): return str(v)
+    if hasattr(v, "to_dict"): return _plain({k: x for k, x in v.to_dict().items() if x != type(v)().to_dict().get(k)})
+    return repr(v)
 
 # %% ../nbs/13_training.ipynb #d9c3a8d3
+def _config_of(policy):
+    "What the run was trained with whose folder, or one of whose checkpoints, a policy is; nothing for any other."
+    import yaml
+    for folder in [Path(policy), *Path(policy).parents[1:2]] if isinstance(policy, str) else []:
+        if (folder/"checkpoints").is_dir() and (folder/"config.yaml").is_file(): return yaml.safe_load((folder/"config.yaml").read_text()) or {}
+    return {}
+
 def judge(policy,            # "random", "oracle", the folder of a run or of one of its checkpoints, a model's name, or a `VLMWrapper`
           task:str=None,     # What `make_env` takes
-          ui_env_url:str=None, task_prompt:str=None, episodes:int=100, seed:int=0,
-          max_steps:int=None, # Actions an episode may take; None: the environment's own number, or 10
-          history:int=0, num_envs:int=8,
+          ui_env_url:str=None,
+          task_prompt:str=None, # Replaces the environment's own goal; None: as the run was trained
+          episodes:int=100, seed:int=0,
+          max_steps:int=None, # Actions an episode may take; None: as the run was trained, the environment's own number, or 10
+          history:int=None,   # Earlier steps shown to the model; None: as the run was trained, or 0
+          num_envs:int=8,
           output_dir:str=None): # Keep the trajectories here
-    "Success of a policy on held-out episodes: an `Evaluation`."
+    "Success of a policy on held-out episodes: an `Evaluation`. What is left out is taken from the run's config.yaml, if the policy is a run's and the task is its task."
+    if isinstance(policy, Path): policy = str(policy)
+    run = _config_of(policy)
     if isinstance(policy, str) and (done := Path(policy)/"checkpoints"/"final").is_dir(): policy = str(done)
+    if not (task or ui_env_url): task = run.get("task")
+    if not (task or ui_env_url): raise ValueError("give task='toy/click-button' (--task) or ui_env_url: what the policy is judged on")
+    if history is None: history = run.get("history") or 0
+    if task != run.get("task"): run = {}
+    max_steps, task_prompt = max_steps or run.get("max_steps"), run.get("task_prompt") if task_prompt is None else task_prompt
+    prompts = [task_prompt] if task_prompt is None or isinstance(task_prompt, str) else task_prompt
     if isinstance(policy, str) and "/" not in policy and not Path(policy).exists() and policy not in ("random", "oracle") and (near := nearest(policy, ["random", "oracle"])): raise ValueError(f"unknown policy {policy!r}{near}")
     if max_steps is None:
         with contextlib.closing(make_env(task)) if task else contextlib.nullcontext() as env: max_steps = getattr(getattr(env, "unwrapped", None), "max_steps", None) or 10
-    tasks = [Task(task or str(ui_env_url), s, task_prompt) for s in range(HELD_OUT, HELD_OUT + episodes)]
+    tasks = [Task(task or str(ui_env_url), HELD_OUT + i, prompts[i % len(prompts)]) for i in range(episodes)]
     if policy == "oracle":
         if not task: raise ValueError("an oracle acts where the environment lives: give task=, not ui_env_url=")
         with contextlib.closing(make_env(task)) as env: found = Evaluation(record_demonstrations(env, tasks, max_steps=max_steps, keep_failures=True))

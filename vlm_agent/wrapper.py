@@ -275,7 +275,7 @@ class VLMWrapper(nn.Module):
         super().__init__()
         has_torchvision()  # a broken one is named before transformers stumbles over it
         from transformers import AutoModelForImageTextToText
-        self.name, device = str(model_name), _device(device)
+        self.name, device_asked, device = str(model_name), device, _device(device)
         quantised = _quantised(load_in_8bit, load_in_4bit)
         with _loading(self.name): self._source = source = _find(self.name)
         if source.adapter and lora_config: raise ValueError(f"{self.name} holds an adapter with its own configuration; drop lora_config, or load its base, {source.base}")
@@ -292,6 +292,8 @@ class VLMWrapper(nn.Module):
         if load_in_4bit: _keep_packing(model)
         self._furnish(model, processor, max_new_tokens, temperature, do_sample, fast, vision_cache_gb)
         if torch_compile: compile_small_steps(model)
+        self.config_used = dict(name=self.name, torch_dtype=str(torch_dtype).removeprefix("torch."), device=str(device_asked), use_lora=use_lora, lora_config=lora_config, load_in_8bit=load_in_8bit, load_in_4bit=load_in_4bit, max_new_tokens=max_new_tokens,
+                                temperature=temperature, do_sample=do_sample, freeze_vision_encoder=False, gradient_checkpointing=False, action_format=None, fast=fast, vision_cache_gb=vision_cache_gb, torch_compile=torch_compile)  # of `load_model`
         if not quantised: warn_of_precision(self.dtype, self.device, f"pass torch_dtype='float32' ({4 * self.get_total_parameters()/2**30:.2g} GiB of weights)")
 
     @classmethod
@@ -301,14 +303,14 @@ class VLMWrapper(nn.Module):
               ):
         "A wrapper around a model that is there already."
         self = cls.__new__(cls); nn.Module.__init__(self)
-        self.name, self._source = name, _Source(name)
+        self.name, self._source, self.config_used = name, _Source(name), dict(name=name)
         return self._furnish(model, processor)
 
     def _furnish(self, model, processor, max_new_tokens=128, temperature=0.7, do_sample=True, fast=True, vision_cache_gb=1.0):
         _light_adapters(model)
         self.model, self.processor, self.version, self.frozen = model.eval(), processor, 0, []
         self.family, self.end = family_of(model), end_token(processor)
-        own = getattr(model.config, "vlm_agent", None) or {}  # what a checkpoint of ours says of itself
+        own = {**(getattr(model.config, "vlm_agent", None) or {}), **_beside(self._source.adapter)}  # what a checkpoint of ours says of itself
         self.action_format, self.grid = own.get("action_format", self.family.action_format), own.get("grid")
         self.max_new_tokens, self.temperature, self.do_sample = min(max_new_tokens, own.get("max_new_tokens", max_new_tokens)), temperature, do_sample
         self.fast, self.plain_because = fast, why_plain(model, self.family)
@@ -750,6 +752,7 @@ def freeze_vision_encoder(self:VLMWrapper,
         if path in self.frozen: continue
         if isinstance(part, nn.Module): part.register_forward_pre_hook(_graph_off); part.register_forward_hook(_graph_back, always_call=True)
         self.frozen.append(path)
+    self.config_used["freeze_vision_encoder"] = True
     return self
 
 @patch
@@ -758,6 +761,7 @@ def gradient_checkpointing_enable(self:VLMWrapper):
     base = base_of(self.model)
     with _without_old_names(): base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     base.disable_input_require_grads()  # needed by the other kind only; it would drag the graph back to the pictures
+    self.config_used["gradient_checkpointing"] = True
     return self
 
 def _graph_off(module, args):
@@ -772,12 +776,12 @@ def save_pretrained(self:VLMWrapper,
                     merge:bool=False,  # Write one whole model with the adapters added into its weights
                    ):
     "Adapters or whole model, tokenizer and processor."
-    path, model, more = Path(path), self.model, {}
+    path, model, more, said = Path(path), self.model, {}, dict(action_format=self.action_format, grid=self.grid)
     path.mkdir(parents=True, exist_ok=True)
     if not self.adapters or merge:
         if merge and hasattr(self.config, "quantization_config"): raise ValueError("adapters cannot be merged into 8- or 4-bit weights without loss: save the adapters, load them on the model in bfloat16, VLMWrapper(folder, torch_dtype='bfloat16'), and merge there")
         if merge and self.adapters: model = copy.deepcopy(model).merge_and_unload()
-        model.config.vlm_agent = {**(getattr(model.config, "vlm_agent", None) or {}), "action_format": self.action_format}
+        model.config.vlm_agent = {k: v for k, v in {**(getattr(model.config, "vlm_agent", None) or {}), **said}.items() if v is not None}
     else:
         more = dict(save_embedding_layers=any(len(getattr(m, "lora_embedding_A", ())) for m in model.modules()))  # "auto" would ask the Hub
         if self._source.own and Path(self._source.base).resolve() != (path/"base").resolve():  # another model's base may lie there
@@ -785,12 +789,19 @@ def save_pretrained(self:VLMWrapper,
             shutil.rmtree(path/"base", ignore_errors=True); aside.replace(path/"base")
     for c in getattr(model, "peft_config", {}).values(): c.base_model_name_or_path = "base" if self._source.own else str(Path(self._source.base).resolve()) if Path(self._source.base).exists() else self._source.base
     model.save_pretrained(path, **more)
-    if not more:
-        for left in ("adapter_config.json", "adapter_model.safetensors"): (path/left).unlink(missing_ok=True)  # another model's: the whole one is there now
+    if more: (path/_SAID).write_text(json.dumps(said) + "\n")
+    else:
+        for left in ("adapter_config.json", "adapter_model.safetensors", _SAID): (path/left).unlink(missing_ok=True)  # another model's: the whole one is there now
     self.processor.save_pretrained(path)
     if (kind := _processor_class(self._source.base)) not in (None, _processor_class(path)):  # the embedded base's is one that asks for no torchvision
         said = path/"processor_config.json"; said.write_text(json.dumps({**json.loads(said.read_text()), "processor_class": kind}, indent=2) + "\n")
         (path/"video_preprocessor_config.json").unlink(missing_ok=True)
+
+_SAID = "vlm_agent.json"  # beside an adapter, what a whole model's config.json says of its answers
+
+def _beside(adapter):
+    said = Path(adapter or "")/_SAID
+    return json.loads(said.read_text()) if adapter and said.exists() else {}
 
 def _processor_class(folder):
     said = Path(folder)/"processor_config.json"
@@ -820,5 +831,5 @@ def load_model(name:str="tiny",                # "tiny", a Hub name, or a folder
     if freeze_vision_encoder: vlm.freeze_vision_encoder()
     if gradient_checkpointing or gradient_checkpointing is None and vlm.get_total_parameters() > 5e8: vlm.gradient_checkpointing_enable()
     if action_format: vlm.action_format = action_format
-    vlm.config_used = arguments
+    vlm.config_used.update(arguments)
     return vlm

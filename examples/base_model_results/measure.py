@@ -102,8 +102,9 @@ def rejection(a):
     policy = ModelPolicy(model, greedy=True, history=a.history)
     if a.replay: replayed(shown, policy, a.replay)
     if a.demonstrations:
-        env = make_env(a.task)
-        TrajectoryFile(shown).append(*record_demonstrations(env, range(DEMONSTRATED, DEMONSTRATED + a.demonstrations), policy)); env.close()
+        envs = [make_env(a.task) for _ in range(8)]
+        TrajectoryFile(shown).append(*record_demonstrations(envs, range(DEMONSTRATED, DEMONSTRATED + a.demonstrations), policy))
+        for env in envs: env.close()
     meter, wall = Meter(), time.time()
     result = train_with_orchestration(model, task=a.task, seed=a.seed, output_dir=str(run), max_steps=steps, num_envs=32, history=a.history, temperature=a.temperature, eval_episodes=a.episodes,
                                       num_training_steps=a.rounds * a.steps, steps_per_round=a.steps, tasks_per_round=a.states, samples_per_task=a.samples, batch_size=a.batch_size,
