@@ -311,6 +311,34 @@ FOUND = [  # by fuzzing, kept
 def test_what_fuzzing_found(name, text): is_action_or_error(ActionDecoder(name), text, (160, 210), (160, 224))
 
 
+# -- actions in two halves, and names that hold a verb
+
+def moved(then): return '{"name": "computer_use", "arguments": {"action": "mouse_move", "coordinate": [100, 200]}}\n{"name": "computer_use", "arguments": {"action": "%s"}}' % then
+
+
+@pytest.mark.parametrize("name, text, action", [
+    *((d, moved(then), means | {"x": 100, "y": 200}) for d in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "anthropic") for then, means in (("left_click", {"type": "click"}), ("right_click", {"type": "right_click"}), ("double_click", {"type": "double_click"}))),
+    *(("pyautogui", f"pyautogui.moveTo(0.1, 0.2)\npyautogui.{then}", means | {"x": 100, "y": 200}) for then, means in (("click()", {"type": "click"}), ("click(clicks=2)", {"type": "click", "count": 2}), ("click(button='right')", {"type": "click", "button": "right"}), ("doubleClick()", {"type": "double_click"}), ("middleClick()", {"type": "click", "button": "middle"}))),
+    ("pyautogui", "pyautogui.dragTo(0.5, 0.5)\npyautogui.click(0.1, 0.2); pyautogui.doubleClick()", {"type": "double_click", "x": 100, "y": 200}),
+    ("pyautogui", "pyautogui.keyDown('ctrl')\npyautogui.press('c')\npyautogui.keyUp('ctrl')", {"type": "key", "keys": ["ctrl", "c"]}),
+    ("pyautogui", "pyautogui.keyDown('ctrl'); pyautogui.keyDown('shift'); pyautogui.press('t'); pyautogui.keyUp('shift'); pyautogui.keyUp('ctrl'); pyautogui.press('a')", {"type": "key", "keys": ["a"]}),
+    ("pyautogui", "pyautogui.keyDown('enter'); pyautogui.keyUp('enter')", {"type": "key", "keys": ["enter"]}),
+    ("pyautogui", "pyautogui.mouseDown(0.1, 0.2); pyautogui.moveTo(0.3, 0.4); pyautogui.mouseUp()", {"type": "drag", "x": 100, "y": 200, "x2": 300, "y2": 400}),
+    ("pyautogui", "pyautogui.moveTo(0.1, 0.2); pyautogui.mouseDown(); pyautogui.mouseUp()", {"type": "click", "x": 100, "y": 200}),
+    ("pyautogui", "The task is complete.\n```DONE```", {"type": "done"}), ("pyautogui", "It cannot be done. ```FAIL```", {"type": "done", "status": "failure"}), ("pyautogui", "```python\npyautogui.click(0.1, 0.2)\n```\n```DONE```", {"type": "done"}),
+    *(("paligemma", f"<loc0200><loc0100><loc0200><loc0100> {label}", {"type": "click"}) for label in ("drag and drop area", "move to trash", "double_click here")),
+    *(("florence2", f"{label}<loc_100><loc_200><loc_100><loc_200>", {"type": "click"}) for label in ("how to drag", "please move")),
+    ("florence2", "Action: move<loc_100><loc_200><loc_100><loc_200>", {"type": "move"})])
+def test_an_action_is_read_whole(name, text, action):
+    read = ActionDecoder(name).decode(text, (1000, 1000), (1000, 1000))
+    assert {k: pytest.approx(v) if isinstance(v, float) else v for k, v in read.items() if k in action} == action
+
+
+@pytest.mark.parametrize("name, text, says", [("pyautogui", "pyautogui.moveTo(0.1, 0.2)\npyautogui.drag(300, 0)", "dragTo"), ("pyautogui", "pyautogui.click()", "x is missing"), ("pyautogui", "pyautogui.click(0.5)", "y"), ("pyautogui", "It is DONE", "no action"), ("qwen3_vl", '{"name": "computer_use", "arguments": {"action": "left_click"}}', "x is missing")])
+def test_half_an_action_is_none(name, text, says):
+    with pytest.raises(ActionDecodeError, match=says): ActionDecoder(name).decode(text, (1000, 1000), (1000, 1000))
+
+
 # -- time
 
 def hostile(n):

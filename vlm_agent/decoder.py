@@ -507,7 +507,8 @@ def _location_syntax(last, digits, label_first):
         if not label_first: v = [n for y, x in zip(v[::2], v[1::2]) for n in (x, y)]
         before = _LAST_NAME.search(m.string[max(0, m.start() - 40):m.start()].lower()) if label_first else None
         name = before[0] if before else m[2]
-        said = name in _PLACED and (name != "scroll" or m[3])  # else it is the name of what was looked for
+        around = m.string[max(0, m.start() - 60):m.start() - len(name or "")].rstrip(" ")[-1:] if label_first else "" if m[3] else m.string[m.end():m.end() + 60].lstrip(" ")[:1]
+        said = name in _PLACED and (name != "scroll" or m[3]) and around in ("", "\n", ";", ">", ":", ".")  # else it is the name, or a word of the name, of what was looked for
         place = v if said and name == "drag" else _place(v, "place")
         return f"{'' if said and before else ' ' + (name if said else 'click')}({', '.join(map(str, place))}{', ' if said and m[3] else ')'}"
     def read(text, verbs):
@@ -604,15 +605,17 @@ class Dialect:
 
 _SYNONYMS = ({"type": "right_click"}, {"type": "click", "button": "right"}), ({"type": "double_click"}, {"type": "click", "count": 2})
 
+_FROM_HERE = ("click", "double_click", "right_click", "drag")
+
 def _tidy(found, submits):
-    "Actions that a verb stands for, one by one: a click before typing, repetitions, a drag from where the pointer is."
+    "Actions that a verb stands for, one by one: a click before typing, repetitions, a click or a drag from where the pointer is."
     out = []
     for a in found:
         if not isinstance(a, dict): out.append(a); continue
         if first := a.pop("_first", None): out.append(first)
         last = out[-1] if out and isinstance(out[-1], dict) else {}
-        if a["type"] == "drag" and "x" not in a and last.keys() >= {"x", "y"}:
-            a |= {"x": last["x"], "y": last["y"]}
+        if a["type"] in _FROM_HERE and "x" not in a and last.keys() >= {"x", "y"}:
+            a |= {"x": last.get("x2", last["x"]), "y": last.get("y2", last["y"])}
             if last["type"] == "move": out.pop()
         if submits and a == {"type": "key", "keys": ["enter"]} and last.get("type") == "type" and not last.get("submit"): last["submit"] = True; continue
         out += [dict(a) for _ in range(a.pop("_times", 1))]
@@ -654,6 +657,8 @@ _QWEN = (
     _say("system_button", "back", _const("button", "Back")), *(_hear("system_button", "key", _const("button", b), keys=[b.lower()]) for b in ("Home", "Menu", "Enter")),
     _say("open", "goto", _app("text")), _hear("click", "click", _AT), _hear("swipe", "drag", _AT, _point("coordinate2", ("x2", "y2"))),
 )
+_HERE = tuple(_hear(v.name, **{"kind": v.means["type"], **{k: w for k, w in v.means.items() if k != "type"}}) for v in _QWEN[:5])  # a click where the pointer is
+_QWEN += _HERE
 _MOBILE = {"system_button", "open", "click", "swipe"}
 _GROUNDED = _say("point_2d", "click", Part(("point_2d", "bbox_2d"), lambda p, b: dict(zip("xy", _place(p if b is None else b, "bbox_2d"))), None, frozenset()))
 
@@ -661,7 +666,7 @@ _ANTHROPIC = (
     *(v for v in _QWEN[:7]),
     _say("type", "type", _same("text")), _say("key", "key", _keys("text", by="+", spell=_XDOTOOL)),
     _say("scroll", "scroll", _point("coordinate", optional=True), _direction("scroll_direction", "scroll_amount")),
-    _say("wait", "wait", _seconds("duration")), _hear("screenshot", "wait", ms=0),
+    _say("wait", "wait", _seconds("duration")), _hear("screenshot", "wait", ms=0), *_HERE,
 )
 
 def _click_first(*names):
@@ -844,6 +849,10 @@ def _anywhere(name, kind, *rest, say=_say, **fixed):
     "A verb with its place in two fields, or understood in one: `click((5, 6))`."
     return say(name, kind, *_XY, *rest, **fixed), _hear(name, kind, _point("position"), *rest, **fixed)
 
+_NOWHERE = Part(("x", "y"), lambda x, y: {} if x is None and y is None else _missing("x or y"), None, frozenset())
+_HELD = ("keyDown", "keyUp", "mouseDown", "mouseUp")  # halves of an action, see `_joined`
+_BY_DISTANCE = ("drag", "dragRel", "move", "moveRel")
+
 _PYAUTOGUI = (
     *_anywhere("click", "click", _clicks()), *_anywhere("doubleClick", "double_click", _SLOW), *_anywhere("rightClick", "right_click", _SLOW),
     *_anywhere("middleClick", "click", _SLOW, say=_hear, button="middle"), *_anywhere("tripleClick", "click", _SLOW, say=_hear, count=3),
@@ -855,16 +864,41 @@ _PYAUTOGUI = (
     _say("sleep", "wait", _seconds("*1")), _hear("wait", "wait", _seconds("seconds", 1)),
     _say("terminate", "done", _same("status", default="success")), _hear("terminate", "answer", _ignored("status"), _same("text", "answer")), _say("answer", "answer", _same("text")),
     _hear("swipe", "drag", _point("from_coord"), _point("to_coord", ("x2", "y2"))), _say("back", "back"), _hear("home", "key", keys=["home"]), _say("open_app", "goto", _app()),
+    _hear("click", "click", _NOWHERE, _clicks()), *(_hear(name, kind, _NOWHERE, _SLOW, **fixed) for name, kind, fixed in (("doubleClick", "double_click", {}), ("rightClick", "right_click", {}), ("middleClick", "click", dict(button="middle")), ("tripleClick", "click", dict(count=3)))),
+    *(_hear(name, name, _pressed()) for name in _HELD[:2]), *(_hear(name, name, *place, _SLOW) for name in _HELD[2:] for place in (_XY, (_NOWHERE,))),
+    *(_hear(name, "by distance", _ignored("x_offset", "y_offset"), _SLOW) for name in _BY_DISTANCE),
 )
 _MODULES = {"sleep": "time.", "terminate": "computer.", "answer": "", "back": "mobile.", "open_app": "mobile."}
+
+_OSWORLD = re.compile(r"(?:^|\n|```)\s*+(WAIT|DONE|FAIL)\s*+`*+\s*+$")
+
+def _joined(found):
+    "Keys and buttons that are held: `keyDown` ... `keyUp` is a hotkey, `mouseDown` ... `mouseUp` a drag, or a click."
+    out, keys, pressed, start, pointer = [], [], False, None, {}
+    for a in found:
+        kind = a["type"] if isinstance(a, dict) else None
+        here = {k: a.get(k2, a.get(k)) for k, k2 in (("x", "x2"), ("y", "y2"))} if kind and "x" in a else None
+        if kind == "by distance": raise ActionError("pyautogui's drag and move go by a distance: write dragTo and moveTo, with the place")
+        pointer = here or pointer
+        if kind == "keyDown": keys, pressed = keys + a["keys"], False
+        elif kind == "keyUp":
+            if keys and not pressed: out.append({"type": "key", "keys": keys}); pressed = True
+            keys = [k for k in keys if k not in a["keys"]]
+        elif kind == "key" and keys: out.append({**a, "keys": keys + a["keys"]}); pressed = True
+        elif kind == "mouseDown": start = pointer
+        elif kind == "mouseUp":
+            if start is not None: out.append({"type": "click", **start} if start == pointer else {"type": "drag", **start, "x2": pointer.get("x"), "y2": pointer.get("y")})
+            start = None
+        elif kind != "move" or start is None: out.append(a)
+    return out
 
 def _pyautogui_syntax():
     "Calls of pyautogui's functions, and OSWorld's three words."
     calls = _call_syntax(positional=False, quote=_single, prefix=lambda name: _MODULES.get(name, "pyautogui.") + name)
     def read(text, verbs):
-        word = text[-40:].strip("` \n").rpartition("\n")[2].strip()
-        says = {"WAIT": {"type": "wait", "ms": 1000}, "DONE": {"type": "done"}, "FAIL": {"type": "done", "status": "failure"}}.get(word)
-        return calls.read(text, verbs) + ([says] if says else [])
+        word = _OSWORLD.search(text[-80:])
+        says = {"WAIT": {"type": "wait", "ms": 1000}, "DONE": {"type": "done"}, "FAIL": {"type": "done", "status": "failure"}}.get(word and word[1])
+        return _joined(calls.read(text, verbs)) + ([says] if says else [])
     def write(verb, fields):
         start = {k[5:]: fields.pop(k) for k in ("from_x", "from_y") if k in fields}
         move = calls.write(Verb("moveTo", {}), start) + "\n" if start else ""  # a drag goes from where the pointer is
