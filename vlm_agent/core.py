@@ -309,7 +309,7 @@ class TrajectoryFile:
         for t in trajectories:
             for o in [s.observation for s in t.steps] + ([t.final] if t.final is not None else []):
                 if o.image not in self._written: save_screenshot(self.screenshots, o); self._written.add(o.image)
-            lines.append(json.dumps(trajectory_json(t), ensure_ascii=False, separators=(",", ":")) + "\n")
+            lines.append(_line(trajectory_json(t)))
         with open(self.path, "a", encoding="utf-8") as f: f.write("".join(lines)); f.flush(); os.fsync(f.fileno())
 
     def __iter__(self):
@@ -326,6 +326,13 @@ class TrajectoryFile:
     def __repr__(self): return f"TrajectoryFile({str(self.folder)!r})"
 
 # %% ../nbs/00_core.ipynb #9c4b8924
+def _line(d):
+    "JSON on one line. Half a character (an emoji that was cut) has no bytes in UTF-8: such a line is written with escapes."
+    line = json.dumps(d, ensure_ascii=False, separators=(",", ":")) + "\n"
+    try: line.encode()
+    except UnicodeEncodeError: line = json.dumps(d, separators=(",", ":")) + "\n"
+    return line
+
 def _cut_unfinished_line(path):
     "Truncate `path` after its last line end."
     if not path.exists() or path.stat().st_size == 0: return

@@ -108,7 +108,8 @@ def episode(env,                          # A Gymnasium environment
         shot = obs["screenshot"]
         alike = (o.image for o in (t.final, pictures.get(task)) if o is not None and o.screenshot.shape == getattr(shot, "shape", None) and o.screenshot.tobytes() == shot.tobytes())
         name = next(alike, None) or image_hash(shot)  # many actions change nothing, and the samples of a start state begin alike: comparing is faster than naming
-        o = Observation(pictures.setdefault(name, shot), obs["goal"] if task.prompt is None else task.prompt, info.get("url", ""), info.get("error", ""), info.get("metadata"), tuple(t.steps), stream(), name)
+        if name not in pictures: pictures[name] = shot.copy()  # an environment may draw into one array again and again
+        o = Observation(pictures[name], obs["goal"] if task.prompt is None else task.prompt, info.get("url", ""), info.get("error", ""), info.get("metadata"), tuple(t.steps), stream(), name)
         return pictures.setdefault(task, o) and o
     def look_again(error):
         o = t.final
@@ -163,6 +164,7 @@ class TaskRunner:
                  policy_deadline:float=None): # Seconds that the policy may take for one answer; None: for ever
         given = env_or_envs_or_url if isinstance(env_or_envs_or_url, (list, tuple)) else [env_or_envs_or_url]
         if not given: raise ValueError("TaskRunner needs at least one environment, got an empty list")
+        if len({id(e) for e in given if not isinstance(e, str)}) < sum(not isinstance(e, str) for e in given): raise ValueError("the same environment is given twice: an environment runs one episode at a time, make one for each")
         self.policy = _as_policy(model_or_policy, action_format, history)
         self.decoder = getattr(self.policy, "decoder", None) or ActionDecoder(action_format or "text")
         self.envs = [_open(e) if isinstance(e, str) else e for e in given]
@@ -215,11 +217,11 @@ class _Slot:
             except StopIteration as e: self.answered.put((None, e.value, None))
             except BaseException as e: self.answered.put((None, None, e))  # a mistake in this module or a decoder; raised in `wait`
 
-    def go(self, prediction): self.asked.put((prediction,)); self.seen, self.working = None, True
+    def go(self, prediction): self.asked.put((prediction,)); self.seen, self.working, self.began = None, True, time.monotonic()
 
     def wait(self, seconds):
-        "Until the episode shows something or ends; False if it does not within `seconds`."
-        try: self.seen, self.trajectory, error = self.answered.get(timeout=seconds)
+        "Until the episode shows something or ends; False if it does not within `seconds` of being asked."
+        try: self.seen, self.trajectory, error = self.answered.get(timeout=seconds and max(0.001, self.began + seconds - time.monotonic()))
         except Empty: return False
         self.working = False
         if error is not None: raise error
@@ -261,7 +263,9 @@ class _Round:
     "The slots and the queue of one call of `collect`."
     def __init__(self, runner, jobs, round, on_trajectory, max_void):
         self.runner, self.total, self.round, self.on_trajectory, self.max_void = runner, len(jobs), round, on_trajectory, max_void
-        r = runner; r._hung = {i: thread for i, thread in r._hung.items() if thread.is_alive()}
+        r = runner; latest = time.monotonic() + 1
+        for thread in r._hung.values(): thread.join(max(0, latest - time.monotonic()))  # what was interrupted is soon done
+        r._hung = {i: thread for i, thread in r._hung.items() if thread.is_alive()}
         self.slots = [_Slot(env) for i, env in enumerate(r.envs) if i not in r._hung] if jobs else []
         if jobs and not self.slots: raise VoidError("every environment is still hanging in an earlier call")
         specs = {s.spec for s in self.slots}
@@ -284,7 +288,7 @@ class _Round:
             for slot in list(self.slots):
                 if slot.working and not slot.wait(r.env_deadline): self.give_up(slot)
             over = [s for s in self.slots if s.trajectory is not None]
-            for slot in over: self.end(slot)
+            for t in [self.end(slot) for slot in over]: self.check(t)  # all of them first: what is finished is kept
             if not over: break
         asked = [s for s in self.slots if s.seen is not None]
         r.stats["seconds_environments"] += time.perf_counter() - began; r.stats["seconds"] = time.perf_counter() - self.began
@@ -296,7 +300,11 @@ class _Round:
         slot.go(None)
 
     def close(self):
-        for slot in self.slots: slot.asked.put(None)
+        for slot in self.slots:
+            if slot.working: self.hangs(slot)  # interrupted: nobody else may step this environment until it has answered
+            slot.asked.put(None)
+
+    def hangs(self, slot): self.runner._hung[next(i for i, e in enumerate(self.runner.envs) if e is slot.env)] = slot.thread
 
 # %% ../nbs/09_runner.ipynb #b7a70015
 @patch
@@ -312,12 +320,13 @@ def end(self:_Round, slot):
         if job.void: t.metadata["void_attempts"] = job.void
         job.trajectory = t; stats["episodes"] += 1; stats["void"] += t.outcome == "void"
         if self.on_trajectory: self.on_trajectory(t)
-    if t.outcome == "void": self.check(t)
+    return t
 
 @patch
 def check(self:_Round, t):
     "Stop a round that cannot be saved."
     stats, r = self.runner.stats, self.runner
+    if t.outcome != "void": return
     if stats["void"] > self.max_void * self.total:
         raise VoidError(f"{stats['void']} of {self.total} episodes are void after {r.max_retries} retries each, more than max_void={self.max_void:.0%}; the last: {t.error}")
     if len(self.in_a_row) >= self.enough[0] and len(set(self.in_a_row)) >= self.enough[1]:
@@ -327,10 +336,11 @@ def check(self:_Round, t):
 def give_up(self:_Round, slot):
     "An environment does not answer: its episode is void, and it gets no other until it does."
     r = self.runner
-    self.slots.remove(slot); r._hung[next(i for i, e in enumerate(r.envs) if e is slot.env)] = slot.thread
+    self.slots.remove(slot); self.hangs(slot)
     slot.asked.put(None)
     slot.trajectory = _void(Trajectory(slot.job.task, round=self.round, sample=slot.job.sample), "deadline", TimeoutError(f"no answer within {r.env_deadline:g} seconds"))
-    self.end(slot)
+    self.check(self.end(slot))
+    if self.queues.get(slot.spec) and all(s.spec != slot.spec for s in self.slots): raise VoidError(f"no environment for {slot.spec} is left: all of them hang; the last answer was waited for {r.env_deadline:g} seconds")
     if not self.slots: raise VoidError(f"no environment is left: all {len(r.envs)} hang; the last answer was waited for {r.env_deadline:g} seconds")
 
 # %% ../nbs/09_runner.ipynb #eb1b135f
