@@ -129,6 +129,33 @@ def test_navigation_within_the_application_is_allowed(press):
     assert (reward, over, info["success"]) == (1.0, True, True)
 
 
+def test_a_link_to_the_page_itself_does_not_leave_it(chromium):
+    env = BrowserEnv(miniwob_task("miniwob/click-test"), chromium)
+    env.reset(seed=3); chromium.run(env.tab.ask("() => { location.hash = '' }"))
+    assert env.step(env.oracle())[1:3] == (1.0, True)
+    env.close()
+
+
+@pytest.mark.parametrize("javascript", ["resizeTo(50, 50); moveBy(10, 10)", "document.body.requestFullscreen()"])
+def test_a_page_cannot_change_its_size(press, javascript):
+    env = press(javascript)
+    assert env.step(GO)[0]["screenshot"].shape == (200, 200, 3) and goes_on(env)
+
+
+def test_names_that_a_page_gives_its_elements_are_its_own(press):
+    PAGES["/named"] = "<div id=frame></div><div id=copied></div><h1>named</h1>"
+    env = press("location.href = '/named'")
+    assert env.step(GO)[4]["url"].endswith("/named") and goes_on(env)
+
+
+def test_an_address_with_a_word_of_ours_is_an_address(press):
+    dead = socket.create_server(("127.0.0.1", 0)); env = press("", hosts=(f"127.0.0.1:{dead.getsockname()[1]}",))
+    def hang_up(): dead.accept()[0].close()
+    for _ in range(4): threading.Thread(target=hang_up, daemon=True).start()
+    assert "goto" in env.step({"type": "goto", "url": f"http://127.0.0.1:{dead.getsockname()[1]}/closed"})[4]["error"] and env.running
+    dead.close()
+
+
 def test_leaving_a_miniwob_page_ends_the_episode_without_reward(chromium):
     env = BrowserEnv(miniwob_task("miniwob/click-test"), chromium)
     first = env.reset(seed=3)[0]["screenshot"]
@@ -180,7 +207,7 @@ def test_allowed_hosts_are_reached(press, site, foreign):
     other.shutdown()
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:{p}/", "file:///etc/passwd", "chrome://version", "javascript:alert(1)", "localhost.evil"])
+@pytest.mark.parametrize("url", ["http://127.0.0.1:{p}/", "file:///etc/passwd", "chrome://version", "javascript:alert(1)", "localhost.evil", "data:text/html,<h1>mine</h1>", "about:blank"])
 def test_goto_obeys_too(press, foreign, url):
     foreign.heard.clear()
     env = press("")
@@ -333,6 +360,27 @@ def test_keyboard(recorder):
     assert r["value"] == "x" and ["a", True] in [e[4:] for e in events(r, "keydown")] and events(r, "keydown")[-1][4] == "Enter"
 
 
+def test_shift_is_a_key_like_any_other(recorder):
+    focus = {"type": "click", "x": 50, "y": 10}
+    assert recorder(focus, *({"type": "key", "keys": ["shift", k]} for k in "a1;"), {"type": "key", "keys": ["b"]})["value"] == "A!:b"
+
+
+def test_each_page_pastes_what_it_copied(press):
+    CTRL = [{"type": "key", "keys": ["ctrl", k]} for k in "acv"]
+    envs = [press(f"document.body.innerHTML = '<input id=i value={word}><textarea id=t></textarea>'; i.focus()", state="() => [0, false]") for word in ("one", "two")]
+    for env in envs: env.step(GO); env.step(CTRL[0])
+    for env in envs: env.step(CTRL[1])  # the second after the first
+    for env in envs: env.step({"type": "key", "keys": ["tab"]}); env.step(CTRL[2])
+    assert [env.chromium.run(env.tab.ask("() => t.value")) for env in envs] == ["one", "two"]
+
+
+def test_copying_tasks_do_not_disturb_each_other(chromium):
+    from vlm_agent.runner import OraclePolicy, TaskRunner
+    envs = [BrowserEnv(miniwob_task("miniwob/copy-paste"), chromium) for _ in range(4)]
+    assert [t.outcome for t in TaskRunner(OraclePolicy(), envs).collect(range(8))] == ["success"] * 8
+    for env in envs: env.close()
+
+
 def test_going_and_coming_back(press, site):
     env = press("")
     home = env.tab.page.url
@@ -355,7 +403,8 @@ def test_part_of_the_reward_is_paid_at_the_end(press):
     assert env.step(WAIT)[1:4] == (0.0, False, False)
     assert env.step(WAIT)[1:4] == (0.5, False, True)
     env = press("", state="() => [0.5, false]")
-    assert env.step({"type": "done"})[1:4] == (0.5, True, False)
+    _, reward, over, _, info = env.step({"type": "done"})
+    assert (reward, over, info["success"]) == (0.5, True, False)  # a part of the reward is no success
 
 
 def test_unknown_keys_leave_the_episode_as_it_was(press):

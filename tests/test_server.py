@@ -202,6 +202,21 @@ def test_a_private_server_outlives_the_thread_that_started_it():
     assert made[0].process.returncode is not None
 
 
+def test_a_task_may_print_while_it_is_imported(tmp_path, monkeypatch):
+    (tmp_path/"noisy_task.py").write_text("import gymnasium as gym\nfrom vlm_agent.environment import make_toy\nprint('hello from a package')\ngym.register('Noisy-v0', lambda **_: make_toy('toy/click-button'))\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")])))
+    with start_server("gym:noisy_task:Noisy-v0") as s: assert requests.get(s.url + "/health").json() == {"status": "healthy"}
+
+
+def test_no_proxy_hears_what_stays_on_this_machine(monkeypatch):
+    heard = socket.create_server(("127.0.0.1", 0)); heard.settimeout(0.2)
+    for name in ("HTTP_PROXY", "http_proxy"): monkeypatch.setenv(name, f"http://127.0.0.1:{heard.getsockname()[1]}")
+    for name in ("NO_PROXY", "no_proxy"): monkeypatch.delenv(name, raising=False)
+    with start_server("toy/click-button") as s, connect(s.url) as env: assert env.reset(seed=0)[0]["goal"]
+    with pytest.raises(TimeoutError): heard.accept()
+    heard.close()
+
+
 def test_a_taken_port_is_said():
     with socket.create_server(("127.0.0.1", 0)) as s:
         with pytest.raises(OSError, match="choose another port"): serve("toy/click-button", port=s.getsockname()[1])

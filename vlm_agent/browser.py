@@ -114,10 +114,20 @@ class PageTask:
 # %% ../nbs/07_browser.ipynb #a8c03c70
 DEADLINE = 20.0  # seconds for one call; on a busy machine the slowest healthy call took 3
 _SELECTS = "select:not([multiple]):not([size]),::picker(select){appearance:base-select}"  # a native drop-down list is drawn outside the page, where no mouse event arrives
-_INIT = """css => {const s = new CSSStyleSheet(); s.replaceSync(css); document.adoptedStyleSheets = [...document.adoptedStyleSheets, s];
+_INIT = """css => {let copied = null;  // the clipboard is the whole browser's: a page pastes what it copied itself, whatever others copy meanwhile
+const marked = () => {const f = document.activeElement; return f && typeof f.value === 'string' && f.selectionStart !== f.selectionEnd ? f.value.slice(f.selectionStart, f.selectionEnd) : String(getSelection())};
+for (const kind of ['copy', 'cut']) addEventListener(kind, e => {copied = e.defaultPrevented && e.clipboardData.getData('text/plain') || marked() || copied});
+addEventListener('paste', e => {if (!e.isTrusted || copied === null) return; e.preventDefault(); e.stopImmediatePropagation(); const d = new DataTransfer(); d.setData('text/plain', copied);
+    if (e.target.dispatchEvent(new ClipboardEvent('paste', {clipboardData: d, bubbles: true, cancelable: true, composed: true}))) document.execCommand('insertText', false, copied)}, true);
+addEventListener('vlm_agent_begin', () => {copied = null});
+for (const name of ['resizeTo', 'resizeBy', 'moveTo', 'moveBy']) window[name] = () => {};  // a screenshot has one size
+Element.prototype.requestFullscreen = async () => {throw new TypeError('there is no full screen here')};
+const s = new CSSStyleSheet(); s.replaceSync(css); document.adoptedStyleSheets = [...document.adoptedStyleSheets, s];
 for (const name of ['RTCPeerConnection', 'webkitRTCPeerConnection', 'WebTransport']) delete window[name]}"""  # these go past routing and proxies
 
 # %% ../nbs/07_browser.ipynb #086f93e7
+_GONE = re.compile(r"has been closed|(Target|Connection|Browser|Page) closed|(Target|Page) crashed")  # in Playwright's words; an address has no spaces
+
 class Tab:
     "One page in a browser context of its own."
     def __init__(self, browser, task):
@@ -133,7 +143,7 @@ class Tab:
         if work.done():
             try: return work.result()
             except Error as e:
-                if not self.lost.done() and "closed" not in str(e) and "crashed" not in str(e): raise
+                if not self.lost.done() and not _GONE.search(str(e)): raise
         else: work.add_done_callback(lambda w: w.cancelled() or w.exception()); work.cancel()
         self.lose(f"no answer within {seconds:.0f} s")
         raise EnvironmentFault(f"{self.task.spec_name}: {what}: {self.lost.result()}")
@@ -221,7 +231,7 @@ async def ask(self:Tab, function, argument=None, what="script"):
             if attempt == 2 or "context was destroyed" not in str(e) and "navigat" not in str(e): raise
             with contextlib.suppress(Error): await self.do(self.page.wait_for_load_state("load", timeout=DEADLINE * 1e3), "waiting for a page to load")
 
-_TWO_FRAMES = "() => new Promise(r => (f => f(() => f(r)))((window.frame || requestAnimationFrame).bind(window)))"
+_TWO_FRAMES = "() => new Promise(r => (f => f(() => f(r)))((window.__vlm_agent_frame || requestAnimationFrame).bind(window)))"
 
 @patch
 async def settle(self:Tab, quiet=0.05, most=3.0):
@@ -315,7 +325,7 @@ async def _stop(self:Chromium):
 @patch
 def close(self:Chromium):
     "End the browser; the next episode would start another."
-    if self.loop.is_running(): self.run(self._stop())
+    if self.loop.is_running() and self.pid == os.getpid(): self.run(self._stop())  # a forked child has the loop, and no thread that runs it
 
 # %% ../nbs/07_browser.ipynb #bfd123f9
 _shared, _sharing = None, threading.Lock()
@@ -335,9 +345,12 @@ KEYS = {"ctrl": "Control", "control": "Control", "shift": "Shift", "alt": "Alt",
         "up": "ArrowUp", "down": "ArrowDown", "left": "ArrowLeft", "right": "ArrowRight", "arrowup": "ArrowUp", "arrowdown": "ArrowDown", "arrowleft": "ArrowLeft", "arrowright": "ArrowRight",
         "home": "Home", "end": "End", "pageup": "PageUp", "pagedown": "PageDown", "capslock": "CapsLock", **{f"f{i}": f"F{i}" for i in range(1, 13)}}
 
+_SHIFTED = dict(zip("1234567890-=[]\\;',./`", '!@#$%^&*()_+{}|:"<>?~'))  # of a US keyboard
+
 def key_combination(keys # ["ctrl", "c"]
                    )->str: # "Control+c"
     "Keys in Playwright's words; `ActionError` for a key that does not exist."
+    if any(k.lower() == "shift" for k in keys): keys = [k.upper() if len(k) == 1 and k.isascii() and k.isalpha() else _SHIFTED.get(k, k) for k in keys]
     def one(k):
         if k.lower() in KEYS: return KEYS[k.lower()]
         if len(k) == 1 and " " < k <= "~": return k
@@ -369,7 +382,7 @@ async def perform(self:Tab, a):
     elif kind == "back": await self._travel(lambda: self.page.go_back(timeout=DEADLINE * 1e3), "back")
     elif kind == "goto":
         url = a["url"] if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*:(?!\d)", a["url"]) else f"http://{a['url']}"  # localhost:8000 has no scheme
-        if self.allowed(url): await self._travel(lambda: self.page.goto(url, timeout=DEADLINE * 1e3), f"goto {url[:200]}")
+        if url.lower().startswith(("http:", "https:", "file:")) and self.allowed(url): await self._travel(lambda: self.page.goto(url, timeout=DEADLINE * 1e3), f"goto {url[:200]}")
         else: self.notes.append(f"blocked: {url[:200]}")
 
 @patch
@@ -377,7 +390,9 @@ async def _travel(self:Tab, go, what):
     "Navigate; a page that does not come is the agent's bad luck."
     from playwright.async_api import Error
     try: await self.do(go(), what, DEADLINE + 5)
-    except Error as e: self.notes.append(f"{what}: {str(e).splitlines()[0][:200]}")
+    except Error as e:
+        self.notes.append(f"{what}: {str(e).splitlines()[0][:200]}")
+        with contextlib.suppress(Error): await self.do(self.cdp.send("Page.stopLoading"), what)  # else a page that never answers holds up whatever comes next
 
 # %% ../nbs/07_browser.ipynb #22354275
 class BrowserEnv(ScreenEnv):
@@ -433,6 +448,7 @@ async def _begin(self:BrowserEnv, seed):
     load = self.task.renew != "nothing" or not tab.loaded or tab.page.url != self.task.url
     if load: await tab.load()
     await tab.do(tab.page.mouse.move(0, 0), "moving the pointer away")  # what it hovers over is drawn differently
+    if self.task.renew == "nothing": await tab.ask("() => dispatchEvent(new Event('vlm_agent_begin'))")
     self.values, self.answer = await tab.ask(self.task.start, seed, "the task's start") or {}, None
     try: self.goal = str(self.values["goal"]) if "goal" in self.values else self.task.goal.format_map(self.values)
     except (KeyError, IndexError, ValueError) as e: raise EnvironmentFault(f"{self.spec_name}: goal: {self.task.goal!r} asks for {e}; setup returned {', '.join(self.values)}") from e
@@ -457,8 +473,8 @@ async def _act(self:BrowserEnv, a):
     if self.task.renew == "context" or a["type"] in ("scroll", "back", "goto"): await tab.settle()
     reward, over, error = await self._state()
     last = over or a["type"] == "done" or self.max_steps is not None and self.steps >= self.max_steps
-    if last and error.startswith("success: ReferenceError"): raise EnvironmentFault(f"{self.spec_name}: {error}; a name that may not be there yet is written window.NAME")
-    info = {"error": "; ".join(filter(None, [*tab.notes, error])), **({"success": reward > 0} if last else {})}
+    if last and error.startswith("success: ReferenceError") and tab.page.url.startswith(("http", "file")): raise EnvironmentFault(f"{self.spec_name}: {error}; a name that may not be there yet is written window.NAME")
+    info = {"error": "; ".join(filter(None, [*tab.notes, error])), **({"success": reward >= 1 if self.task.renew == "context" else reward > 0} if last else {})}  # a part of a web task's reward is none; MiniWoB++ counts any
     shot, more = (self._shown, {"url": tab.page.url}) if over and not self.task.last_look else await self._look()
     if last: await self._release()
     return shot, reward if last else 0.0, over or a["type"] == "done", {**more, **info}
@@ -466,7 +482,7 @@ async def _act(self:BrowserEnv, a):
 @patch
 async def _state(self:BrowserEnv):
     "-> (reward, over, what is wrong)"
-    if self.task.renew != "context" and self.tab.page.url != self.task.url: self.tab.loaded = False; return 0.0, True, "the task's page was left"
+    if self.task.renew != "context" and self.tab.page.url.partition("#")[0] != self.task.url: self.tab.loaded = False; return 0.0, True, "the task's page was left"
     reward, over, *error = await self.tab.ask(self.task.state, {"answer": self.answer, "values": self.values}, "reading the state")
     return float(reward), bool(over), *(error or [""])
 
@@ -480,7 +496,7 @@ _MINIWOB_CSS = "#click-canvas,#reward-display,#sync-task-cover{display:none!impo
 _MINIWOB_CLOCK = """console.log = () => {};  // each line would travel through the driver
 {const now = Date.now, shift = Date.UTC(2024, 0, 15, 12) - now(), later = () => now() + shift;  // some pages show today's date
 Date = new Proxy(Date, {construct: (D, a) => a.length ? new D(...a) : new D(later()), apply: D => new D(later()).toString(), get: (D, k) => k === 'now' ? later : Reflect.get(D, k)});}"""
-_MINIWOB_HOLD = """window.frame = requestAnimationFrame;
+_MINIWOB_HOLD = """window.__vlm_agent_frame = requestAnimationFrame;
 for (const name of ['setTimeout', 'setInterval', 'requestAnimationFrame']) {
     const later = window[name].bind(window);  // what comes due while `held` is true waits (an interval skips a turn)
     window[name] = (call, ...rest) => {const due = (...a) => {if (!window.held) call(...a); else if (name !== 'setInterval') setTimeout(due, 5, ...a)}; return later(due, ...rest)};

@@ -271,7 +271,9 @@ def trajectory_from_json(d:dict,             # A line of `trajectories.jsonl`
     "The episode of one line; screenshots are opened when they are looked at."
     if d.get("schema") != SCHEMA_VERSION:
         raise ValueError(f"trajectory schema {d.get('schema')!r}; this version reads {SCHEMA_VERSION}: read it with the version of vlm_agent that wrote it")
-    def seen(o): return None if o is None else Observation(Path(screenshots)/f"{o['image']}.png", o["goal"], o.get("url", ""), o.get("error", ""), o.get("metadata"), image=o["image"])
+    def seen(o):
+        if o is not None and Path(o["image"]).name != o["image"]: raise ValueError(f"a screenshot's name is that of a file in {screenshots}, got {o['image']!r}")
+        return None if o is None else Observation(Path(screenshots)/f"{o['image']}.png", o["goal"], o.get("url", ""), o.get("error", ""), o.get("metadata"), image=o["image"])
     def said(p):
         p = dict(p)
         if p.get("token_ids") is not None: p["token_ids"] = tuple(p["token_ids"])

@@ -9,6 +9,7 @@ import math
 import random
 from collections import defaultdict
 from dataclasses import dataclass, field
+from statistics import NormalDist
 
 import numpy as np
 from fastcore.basics import patch
@@ -42,7 +43,7 @@ def hierarchical_bootstrap(outcomes:dict, # {task: [(successes, samples) of each
     if not tables: return 0.0, 1.0
     rates = [(t[:, 0] / t[:, 1]).mean() for t in tables]
     states = sum(map(len, tables))
-    if min(rates) == max(rates) in (0.0, 1.0): return wilson(round(rates[0] * states), states)  # nothing varies, so drawing again says nothing
+    if min(rates) == max(rates) in (0.0, 1.0): return wilson(round(rates[0] * states), states, NormalDist().inv_cdf((1 + level) / 2))  # nothing varies, so drawing again says nothing
     drawn = rng.integers(len(tables), size=(draws, len(tables)))      # tasks
     means = np.empty(drawn.shape)
     for i, t in enumerate(tables):
@@ -234,5 +235,6 @@ def compare(a:Evaluation,     # Before
     n = gained + lost
     p = min(1.0, 2 * sum(math.comb(n, i) for i in range(min(gained, lost) + 1)) / 2**n)
     low, high = np.quantile(d[np.random.default_rng(0).integers(len(d), size=(draws, len(d)))].mean(1), [0.025, 0.975])
+    if np.ptp(d) == 0: s = wilson(0, len(d))[1]; low, high = low - s * (low + 1), high + s * (1 - high)  # drawing again says nothing: at most this share of other states may differ, by at most 1
     verdict = "cannot tell" if p > level else "better" if gained > lost else "worse"
     return Comparison(verdict, float(d.mean()), float(low), float(high), gained, lost, len(both), p)

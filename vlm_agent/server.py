@@ -342,8 +342,8 @@ def start_server(task:str,               # What `make_env` takes
     code = f"from vlm_agent.server import _private_server; _private_server({task!r}, {port}, {os.getpid()}, {max_sessions})"
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)  # Ctrl-C is ours to handle
     late = threading.Timer(120, process.kill); late.start()
-    line = process.stdout.readline(); late.cancel()
-    said = json.loads(line) if line.startswith("{") else {"error": f"it ended with exit code {process.wait()}"}
+    line = next((line for line in process.stdout if line.startswith("{")), ""); late.cancel()  # a package may print while it is imported
+    said = json.loads(line) if line else {"error": f"it ended with exit code {process.wait()}"}
     if "error" in said: process.stdin.close(); process.wait(15); process.stdout.close(); raise RuntimeError(f"the server for {task!r} did not start: {said['error']}")
     return PrivateServer(process, f"http://127.0.0.1:{said['port']}")
 
@@ -405,7 +405,8 @@ def _open(self:RemoteEnv, patience=0):
 @patch
 def _language(self:RemoteEnv):
     "How this server wants its actions."
-    try: properties = requests.get(self.url + "/schema", timeout=self.timeout, headers={"Authorization": f"Bearer {self.token}"} if self.token else None).json()["action"].get("properties", {})
+    session = requests.Session(); session.trust_env = not is_loopback(urlsplit(self.url).hostname)  # no proxy hears what stays on this machine
+    try: properties = session.get(self.url + "/schema", timeout=self.timeout, headers={"Authorization": f"Bearer {self.token}"} if self.token else None).json()["action"].get("properties", {})
     except Exception: properties = {}  # a server need not describe itself; then it takes ours
     return browsergym_action if "action_str" in properties else dict
 
@@ -540,7 +541,7 @@ class GymAdapter(gym.Env):
 
     def _info(self, o, info):
         told = o if isinstance(o, dict) else {}
-        return {"url": told.get("url") or "", "error": told.get("last_action_error") or "", **{k: v for k, v in info.items() if isinstance(v, (str, int, float, bool))}}
+        return {"url": told.get("url") or "", "error": told.get("last_action_error") or "", **{k: v.item() if isinstance(v, np.generic) else v for k, v in info.items() if isinstance(v, (str, int, float, bool, np.generic))}}
 
     def oracle(self): return None
     def render(self): return self._shown
