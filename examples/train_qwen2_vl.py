@@ -43,8 +43,9 @@ def test(args, flags):
     env = make_env(args.task or config["task"])
     runner = TaskRunner(ModelPolicy(model, ActionDecoder(model.action_format, grid=model.grid), config.get("history") or 0, greedy=True), env, max_steps=config.get("max_steps") or 10)
     folder = run/"predictions"; folder.mkdir(exist_ok=True)
+    prompts = config.get("task_prompt"); prompts = prompts if isinstance(prompts, list) else [prompts]
     for i in range(args.episodes):
-        t = runner.run(seed=HELD_OUT + i)
+        t = runner.run(prompts[i % len(prompts)], seed=HELD_OUT + i)
         for j, step in enumerate(t.steps):
             picture = folder/f"{i:02d}-{j}.png"
             draw_action(step.observation.screenshot, step.action).save(picture)
