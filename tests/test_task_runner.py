@@ -319,3 +319,8 @@ def test_trajectories_of_another_schema_are_refused(tmp_path):
     path.write_text(first + json.dumps({**json.loads(second), "schema": 2}) + "\n")
     it = iter(TrajectoryFile(tmp_path)); next(it)
     with pytest.raises(ValueError, match="trajectory schema 2; this version reads 1"): next(it)
+
+
+def test_what_a_runner_opens_is_closed_with_it():
+    with start_server("toy/click-button", max_sessions=2) as s:
+        assert [TaskRunner(random_policy(), s.url, max_steps=1).run(seed=i).outcome for i in range(5)] == ["failure"] * 5

@@ -448,8 +448,7 @@ async def _begin(self:BrowserEnv, seed):
     load = self.task.renew != "nothing" or not tab.loaded or tab.page.url != self.task.url
     if load: await tab.load()
     await tab.do(tab.page.mouse.move(0, 0), "moving the pointer away")  # what it hovers over is drawn differently
-    if self.task.renew == "nothing": await tab.ask("() => dispatchEvent(new Event('vlm_agent_begin'))")
-    self.values, self.answer = await tab.ask(self.task.start, seed, "the task's start") or {}, None
+    self.values, self.answer = await tab.ask(f"seed => {{dispatchEvent(new Event('vlm_agent_begin')); return ({self.task.start})(seed)}}", seed, "the task's start") or {}, None
     try: self.goal = str(self.values["goal"]) if "goal" in self.values else self.task.goal.format_map(self.values)
     except (KeyError, IndexError, ValueError) as e: raise EnvironmentFault(f"{self.spec_name}: goal: {self.task.goal!r} asks for {e}; setup returned {', '.join(self.values)}") from e
     if load: await tab.settle()  # pictures and fonts come in

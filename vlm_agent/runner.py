@@ -10,6 +10,7 @@ import itertools
 import random
 import threading
 import time
+import weakref
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -168,6 +169,7 @@ class TaskRunner:
         self.policy = _as_policy(model_or_policy, action_format, history)
         self.decoder = getattr(self.policy, "decoder", None) or ActionDecoder(action_format or "text")
         self.envs = [_open(e) if isinstance(e, str) else e for e in given]
+        weakref.finalize(self, _close, [e for e, name in zip(self.envs, given) if isinstance(name, str)]).atexit = False  # what is opened here is closed with this runner
         self.max_steps, self.seed, self.success_reward, self.reward_range, self.max_retries, self.max_void = max_steps, seed, success_reward, reward_range, max_retries, max_void
         self.env_deadline, self.policy_deadline, self.stats = env_deadline, policy_deadline, {}
         self._hung, self._seeds = {}, itertools.count()
@@ -188,6 +190,9 @@ class TaskRunner:
         return self._collect([t if isinstance(t, Task) else Task(_name(self.envs[0]), int(t)) for t in tasks_or_seeds], k, round, on_trajectory, self.max_void)
 
 # %% ../nbs/09_runner.ipynb #6dd7fc44
+def _close(envs):
+    for e in envs: e.close()
+
 def _name(env): return getattr(getattr(env, "unwrapped", env), "spec_name", type(env).__name__)
 
 def _open(spec):
