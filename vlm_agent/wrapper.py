@@ -78,6 +78,12 @@ class _Source:
     own: bool = False     # Nobody else has this base: it is written beside its adapter
     home: object = None   # Keeps a temporary folder alive
 
+_SAID = "vlm_agent.json"  # beside an adapter, what a whole model's config.json says of its answers
+
+def _beside(adapter):
+    said = Path(adapter or "")/_SAID
+    return json.loads(said.read_text()) if adapter and said.exists() else {}
+
 def _find(name):
     "The files of a model's name."
     if name == "tiny": return _Source(str(files("vlm_agent")/"assets"/"tiny"), own=True)
@@ -796,12 +802,6 @@ def save_pretrained(self:VLMWrapper,
     if (kind := _processor_class(self._source.base)) not in (None, _processor_class(path)):  # the embedded base's is one that asks for no torchvision
         said = path/"processor_config.json"; said.write_text(json.dumps({**json.loads(said.read_text()), "processor_class": kind}, indent=2) + "\n")
         (path/"video_preprocessor_config.json").unlink(missing_ok=True)
-
-_SAID = "vlm_agent.json"  # beside an adapter, what a whole model's config.json says of its answers
-
-def _beside(adapter):
-    said = Path(adapter or "")/_SAID
-    return json.loads(said.read_text()) if adapter and said.exists() else {}
 
 def _processor_class(folder):
     said = Path(folder)/"processor_config.json"
