@@ -319,6 +319,7 @@ def moved(then): return '{"name": "computer_use", "arguments": {"action": "mouse
 @pytest.mark.parametrize("name, text, action", [
     *((d, moved(then), means | {"x": 100, "y": 200}) for d in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "anthropic") for then, means in (("left_click", {"type": "click"}), ("right_click", {"type": "right_click"}), ("double_click", {"type": "double_click"}))),
     *(("pyautogui", f"pyautogui.moveTo(0.1, 0.2)\npyautogui.{then}", means | {"x": 100, "y": 200}) for then, means in (("click()", {"type": "click"}), ("click(clicks=2)", {"type": "click", "count": 2}), ("click(button='right')", {"type": "click", "button": "right"}), ("doubleClick()", {"type": "double_click"}), ("middleClick()", {"type": "click", "button": "middle"}))),
+    ("pyautogui", "pyautogui.moveTo(0.1, 0.2)\ntime.sleep(0.5)\npyautogui.click()", {"type": "click", "x": 100, "y": 200}),
     ("pyautogui", "pyautogui.dragTo(0.5, 0.5)\npyautogui.click(0.1, 0.2); pyautogui.doubleClick()", {"type": "double_click", "x": 100, "y": 200}),
     ("pyautogui", "pyautogui.keyDown('ctrl')\npyautogui.press('c')\npyautogui.keyUp('ctrl')", {"type": "key", "keys": ["ctrl", "c"]}),
     ("pyautogui", "pyautogui.keyDown('ctrl'); pyautogui.keyDown('shift'); pyautogui.press('t'); pyautogui.keyUp('shift'); pyautogui.keyUp('ctrl'); pyautogui.press('a')", {"type": "key", "keys": ["a"]}),

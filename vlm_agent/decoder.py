@@ -609,14 +609,15 @@ _FROM_HERE = ("click", "double_click", "right_click", "drag")
 
 def _tidy(found, submits):
     "Actions that a verb stands for, one by one: a click before typing, repetitions, a click or a drag from where the pointer is."
-    out = []
+    out, here = [], {}
     for a in found:
         if not isinstance(a, dict): out.append(a); continue
         if first := a.pop("_first", None): out.append(first)
         last = out[-1] if out and isinstance(out[-1], dict) else {}
-        if a["type"] in _FROM_HERE and "x" not in a and last.keys() >= {"x", "y"}:
-            a |= {"x": last.get("x2", last["x"]), "y": last.get("y2", last["y"])}
-            if last["type"] == "move": out.pop()
+        if a["type"] in _FROM_HERE and "x" not in a and here:
+            a |= {"x": here.get("x2", here["x"]), "y": here.get("y2", here["y"])}
+            if last.get("type") == "move": out.pop()
+        if a.keys() >= {"x", "y"}: here = a
         if submits and a == {"type": "key", "keys": ["enter"]} and last.get("type") == "type" and not last.get("submit"): last["submit"] = True; continue
         out += [dict(a) for _ in range(a.pop("_times", 1))]
         if len(out) > _BUDGET: raise ActionError(f"more than {_BUDGET} actions in one answer")
@@ -657,7 +658,7 @@ _QWEN = (
     _say("system_button", "back", _const("button", "Back")), *(_hear("system_button", "key", _const("button", b), keys=[b.lower()]) for b in ("Home", "Menu", "Enter")),
     _say("open", "goto", _app("text")), _hear("click", "click", _AT), _hear("swipe", "drag", _AT, _point("coordinate2", ("x2", "y2"))),
 )
-_HERE = tuple(_hear(v.name, **{"kind": v.means["type"], **{k: w for k, w in v.means.items() if k != "type"}}) for v in _QWEN[:5])  # a click where the pointer is
+_HERE = tuple(Verb(v.name, v.means, (), False) for v in _QWEN[:5])  # a click where the pointer is
 _QWEN += _HERE
 _MOBILE = {"system_button", "open", "click", "swipe"}
 _GROUNDED = _say("point_2d", "click", Part(("point_2d", "bbox_2d"), lambda p, b: dict(zip("xy", _place(p if b is None else b, "bbox_2d"))), None, frozenset()))

@@ -405,9 +405,10 @@ def _open(self:RemoteEnv, patience=0):
 @patch
 def _language(self:RemoteEnv):
     "How this server wants its actions."
-    session = requests.Session(); session.trust_env = not is_loopback(urlsplit(self.url).hostname)  # no proxy hears what stays on this machine
-    try: properties = session.get(self.url + "/schema", timeout=self.timeout, headers={"Authorization": f"Bearer {self.token}"} if self.token else None).json()["action"].get("properties", {})
-    except Exception: properties = {}  # a server need not describe itself; then it takes ours
+    with requests.Session() as session:
+        session.trust_env = not is_loopback(urlsplit(self.url).hostname)  # no proxy hears what stays on this machine
+        try: properties = session.get(self.url + "/schema", timeout=self.timeout, headers={"Authorization": f"Bearer {self.token}"} if self.token else None).json()["action"].get("properties", {})
+        except Exception: properties = {}  # a server need not describe itself; then it takes ours
     return browsergym_action if "action_str" in properties else dict
 
 # %% ../nbs/08_server.ipynb #bcd9f282

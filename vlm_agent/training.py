@@ -712,9 +712,10 @@ def train_with_orchestration(
     PartialState(cpu=model.device.type == "cpu")  # join the processes that `accelerate launch` started, if it did
     algorithm = algorithm if algorithm is not None else RejectionSampling()
     folder = RunFolder(*broadcast_object_list([output_dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{(task or 'server').replace('/', '-').replace(':', '-')}"]), resume)
-    used = config or _as_yaml(arguments, model, algorithm); changed = _changed(folder.path/"config.yaml", used)
-    rounds = math.ceil(num_training_steps / steps_per_round)
-    if (folder.path/"summary.json").exists(): return finished_run(folder.path, None if target_success else rounds)
+    rounds, finished = math.ceil(num_training_steps / steps_per_round), (folder.path/"summary.json").exists()
+    used = config or _as_yaml(arguments, model, algorithm)
+    changed = _changed(folder.path/"config.yaml", used) if task or ui_env_url or not finished else ""
+    if finished: return finished_run(folder.path, None if target_success else rounds)
     trainer = Trainer(model, learning_rate, weight_decay=weight_decay, optimizer=optimizer, warmup_steps=warmup_steps, max_grad_norm=max_grad_norm, answers_together=answers_together,
                       micro_batch_size=micro_batch_size, step_in_backward=step_in_backward, mixed_precision=mixed_precision, log_with=log_with, log_dir=str(folder.path))
     everyone = trainer.accelerator; main = everyone.is_main_process
