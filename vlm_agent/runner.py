@@ -109,8 +109,9 @@ def episode(env,                          # A Gymnasium environment
         shot = obs["screenshot"]
         alike = (o.image for o in (t.final, pictures.get(task)) if o is not None and o.screenshot.shape == getattr(shot, "shape", None) and o.screenshot.tobytes() == shot.tobytes())
         name = next(alike, None) or image_hash(shot)  # many actions change nothing, and the samples of a start state begin alike: comparing is faster than naming
-        if name not in pictures: pictures[name] = shot.copy()  # an environment may draw into one array again and again
-        o = Observation(pictures[name], obs["goal"] if task.prompt is None else task.prompt, info.get("url", ""), info.get("error", ""), info.get("metadata"), tuple(t.steps), stream(), name)
+        kept = pictures.get(name)
+        if kept is None: kept = pictures.setdefault(name, shot.copy())  # an environment may draw into one array again and again
+        o = Observation(kept, obs["goal"] if task.prompt is None else task.prompt, info.get("url", ""), info.get("error", ""), info.get("metadata"), tuple(t.steps), stream(), name)
         return pictures.setdefault(task, o) and o
     def look_again(error):
         o = t.final
@@ -165,7 +166,7 @@ class TaskRunner:
                  policy_deadline:float=None): # Seconds that the policy may take for one answer; None: for ever
         given = env_or_envs_or_url if isinstance(env_or_envs_or_url, (list, tuple)) else [env_or_envs_or_url]
         if not given: raise ValueError("TaskRunner needs at least one environment, got an empty list")
-        if len({id(e) for e in given if not isinstance(e, str)}) < sum(not isinstance(e, str) for e in given): raise ValueError("the same environment is given twice: an environment runs one episode at a time, make one for each")
+        if len(own := [id(e) for e in given if not isinstance(e, str)]) > len(set(own)): raise ValueError("the same environment is given twice: an environment runs one episode at a time, make one for each")
         self.policy = _as_policy(model_or_policy, action_format, history)
         self.decoder = getattr(self.policy, "decoder", None) or ActionDecoder(action_format or "text")
         self.envs = [_open(e) if isinstance(e, str) else e for e in given]
@@ -268,9 +269,11 @@ class _Round:
     "The slots and the queue of one call of `collect`."
     def __init__(self, runner, jobs, round, on_trajectory, max_void):
         self.runner, self.total, self.round, self.on_trajectory, self.max_void = runner, len(jobs), round, on_trajectory, max_void
-        r = runner; latest = time.monotonic() + 1
-        for thread in r._hung.values(): thread.join(max(0, latest - time.monotonic()))  # what was interrupted is soon done
-        r._hung = {i: thread for i, thread in r._hung.items() if thread.is_alive()}
+        r, latest = runner, time.monotonic() + 1
+        while True:
+            r._hung = {i: thread for i, thread in r._hung.items() if thread.is_alive()}
+            if len(r._hung) < len(r.envs) or time.monotonic() > latest: break
+            time.sleep(0.01)  # what was interrupted is soon done
         self.slots = [_Slot(env) for i, env in enumerate(r.envs) if i not in r._hung] if jobs else []
         if jobs and not self.slots: raise VoidError("every environment is still hanging in an earlier call")
         specs = {s.spec for s in self.slots}

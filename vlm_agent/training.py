@@ -708,7 +708,7 @@ def train_with_orchestration(
     if max_lag not in (0, 1) or keep_checkpoints < 1 + max_lag: raise ValueError(f"max_lag must be 0 or 1, and keep_checkpoints larger than it (the acting process reads the last but one); got max_lag={max_lag}, keep_checkpoints={keep_checkpoints}")
     _tracker_there(log_with)
     if isinstance(model, (str, Path)): model = load_own(name=str(model))
-    if action_format and action_format != model.action_format: model.action_format, model.grid = ActionDecoder(action_format).action_format, None  # kept with the checkpoints
+    if action_format and action_format != model.action_format: model.action_format = ActionDecoder(action_format).action_format  # a misspelt one is said; kept with the checkpoints
     PartialState(cpu=model.device.type == "cpu")  # join the processes that `accelerate launch` started, if it did
     algorithm = algorithm if algorithm is not None else RejectionSampling()
     folder = RunFolder(*broadcast_object_list([output_dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{(task or 'server').replace('/', '-').replace(':', '-')}"]), resume)
@@ -873,9 +873,9 @@ def _plain(v):
     if isinstance(v, dict): return {str(k): _plain(x) for k, x in v.items()}
     if isinstance(v, (list, tuple, set)): return [_plain(x) for x in (sorted(v, key=str) if isinstance(v, set) else v)]
     if v is None or type(v) in (bool, int, float, str): return v
-    if isinstance(v, (np.generic, str)): return v.item() if isinstance(v, np.generic) else str(v)
-    if isinstance(v, Path): return str(v)
-    if hasattr(v, "to_dict"): return _plain({k: x for k, x in v.to_dict().items() if x != type(v)().to_dict().get(k)})
+    if isinstance(v, np.generic): return v.item()
+    if isinstance(v, (str, Path)): return str(v)
+    if hasattr(v, "to_dict"): usual = type(v)().to_dict(); return _plain({k: x for k, x in v.to_dict().items() if x != usual.get(k)})
     return repr(v)
 
 # %% ../nbs/13_training.ipynb #d9c3a8d3

@@ -276,12 +276,13 @@ class VLMWrapper(nn.Module):
                  vision_cache_gb:float=1.0,      # GiB of main memory for what a frozen tower makes of screenshots, kept from acting to learning (Qwen2-VL-2B at 1280x720: 290 screenshots a GiB); 0: nothing is kept
                  torch_compile:bool=False,       # Compile norms, rotations, activations and gates, see `compile_small_steps`: for a GPU, where they take half of the time of a step of Qwen2-VL-2B
                  **unknown):
+        asked = {k: v for k, v in locals().items() if k not in ("self", "model_name", "unknown", "__class__")}
         if unknown: raise TypeError(_unknown(unknown))
         if not vision_cache_gb >= 0: raise ValueError(f"vision_cache_gb is GiB of main memory, at least 0, got {vision_cache_gb!r}")
         super().__init__()
         has_torchvision()  # a broken one is named before transformers stumbles over it
         from transformers import AutoModelForImageTextToText
-        self.name, device_asked, device = str(model_name), device, _device(device)
+        self.name, asked_device, device = str(model_name), str(device), _device(device)
         quantised = _quantised(load_in_8bit, load_in_4bit)
         with _loading(self.name): self._source = source = _find(self.name)
         if source.adapter and lora_config: raise ValueError(f"{self.name} holds an adapter with its own configuration; drop lora_config, or load its base, {source.base}")
@@ -293,13 +294,12 @@ class VLMWrapper(nn.Module):
             from peft import PeftModel
             with _without_old_names(): model = PeftModel.from_pretrained(model, source.adapter, is_trainable=True)
         elif use_lora: model = _with_lora(model, family_of(model), lora_config)
-        elif lora_config: warnings.warn("lora_config is not used: use_lora is False, and all weights are trained")
         elif quantised: model.requires_grad_(False)  # whole numbers have no gradients
+        if lora_config and not use_lora: warnings.warn(f"lora_config is not used: use_lora is False, and {'no' if quantised else 'all'} weights are trained")
         if load_in_4bit: _keep_packing(model)
         self._furnish(model, processor, max_new_tokens, temperature, do_sample, fast, vision_cache_gb)
         if torch_compile: compile_small_steps(model)
-        self.config_used = dict(name=self.name, torch_dtype=str(torch_dtype).removeprefix("torch."), device=str(device_asked), use_lora=use_lora, lora_config=lora_config, load_in_8bit=load_in_8bit, load_in_4bit=load_in_4bit, max_new_tokens=max_new_tokens,
-                                temperature=temperature, do_sample=do_sample, freeze_vision_encoder=False, gradient_checkpointing=False, action_format=None, fast=fast, vision_cache_gb=vision_cache_gb, torch_compile=torch_compile)  # of `load_model`
+        self.config_used = dict(asked, name=self.name, torch_dtype=str(torch_dtype).removeprefix("torch."), device=asked_device, freeze_vision_encoder=False, gradient_checkpointing=False)  # of `load_model`
         if not quantised: warn_of_precision(self.dtype, self.device, f"pass torch_dtype='float32' ({4 * self.get_total_parameters()/2**30:.2g} GiB of weights)")
 
     @classmethod
@@ -331,6 +331,12 @@ class VLMWrapper(nn.Module):
     def dtype(self): return self.model.get_input_embeddings().weight.dtype  # a frozen tower may have its own
     @property
     def config(self): return self.model.config
+    @property
+    def action_format(self): return self._action_format
+    @action_format.setter
+    def action_format(self, name):
+        if name != getattr(self, "_action_format", name): self.grid = None  # of the dialect before
+        self._action_format = name
     @property
     def tokenizer(self): return self.processor.tokenizer
     @property
@@ -782,12 +788,12 @@ def save_pretrained(self:VLMWrapper,
                     merge:bool=False,  # Write one whole model with the adapters added into its weights
                    ):
     "Adapters or whole model, tokenizer and processor."
-    path, model, more, said = Path(path), self.model, {}, dict(action_format=self.action_format, grid=self.grid)
+    path, model, more, answers = Path(path), self.model, {}, dict(action_format=self.action_format, grid=self.grid)
     path.mkdir(parents=True, exist_ok=True)
     if not self.adapters or merge:
         if merge and hasattr(self.config, "quantization_config"): raise ValueError("adapters cannot be merged into 8- or 4-bit weights without loss: save the adapters, load them on the model in bfloat16, VLMWrapper(folder, torch_dtype='bfloat16'), and merge there")
         if merge and self.adapters: model = copy.deepcopy(model).merge_and_unload()
-        model.config.vlm_agent = {k: v for k, v in {**(getattr(model.config, "vlm_agent", None) or {}), **said}.items() if v is not None}
+        model.config.vlm_agent = {k: v for k, v in {**(getattr(model.config, "vlm_agent", None) or {}), **answers}.items() if v is not None}
     else:
         more = dict(save_embedding_layers=any(len(getattr(m, "lora_embedding_A", ())) for m in model.modules()))  # "auto" would ask the Hub
         if self._source.own and Path(self._source.base).resolve() != (path/"base").resolve():  # another model's base may lie there
@@ -795,7 +801,7 @@ def save_pretrained(self:VLMWrapper,
             shutil.rmtree(path/"base", ignore_errors=True); aside.replace(path/"base")
     for c in getattr(model, "peft_config", {}).values(): c.base_model_name_or_path = "base" if self._source.own else str(Path(self._source.base).resolve()) if Path(self._source.base).exists() else self._source.base
     model.save_pretrained(path, **more)
-    if more: (path/_SAID).write_text(json.dumps(said) + "\n")
+    if more: (path/_SAID).write_text(json.dumps(answers) + "\n")
     else:
         for left in ("adapter_config.json", "adapter_model.safetensors", _SAID): (path/left).unlink(missing_ok=True)  # another model's: the whole one is there now
     self.processor.save_pretrained(path)
