@@ -446,7 +446,7 @@ GOOD = "html: page.html\ngoal: Go.\nsuccess: 'false'\n"
 
 @pytest.mark.parametrize("text, says", [(GOOD + "sucess: 'true'\n", "did you mean 'success'"), (GOOD + "viewport: [1, 2]\n", "viewport"), (GOOD + "url: http://x\n", "either url or html"), (GOOD + "max_steps: 0\n", "max_steps"),
                                         ("goal: x\nsuccess: y\nurl: ftp://x\n", "http"), ("goal: x\nurl: http://x\n", "success is missing"), ("[", "not YAML"), ("3", "keys and values"), (GOOD + "allowed_hosts: x.example\n", "allowed_hosts"), (GOOD + "allowed_hosts: ['*']\n", "allowed_hosts"),
-                                        (GOOD.replace("page.html", "none.html"), "no file")])
+                                        (GOOD.replace("page.html", "none.html"), "no file"), (GOOD.replace("page.html", "5"), "html must be a text"), ("goal: x\nsuccess: y\nurl: [1]\n", "url must be a text"), (GOOD + "setup: 5\n", "setup must be a text"), (GOOD + "oracle: 5\n", "oracle must be a list")])
 def test_wrong_task_files_say_what_is_wrong(tmp_path, text, says):
     (tmp_path/"page.html").write_text("<h1>page</h1>"); (tmp_path/"task.yaml").write_text(text)
     with pytest.raises(ValueError, match=says): web_task(f"web:{tmp_path}/task.yaml")

@@ -18,9 +18,10 @@ import requests
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect as websocket
 
+from vlm_agent.browser import BrowserEnv, Chromium, miniwob_task
 from vlm_agent.core import ActionError
 from vlm_agent.environment import EnvironmentFault, make_toy
-from vlm_agent.server import GymAdapter, browsergym_action, connect, encode_png, make_env, serve, start_server
+from vlm_agent.server import GymAdapter, Session, browsergym_action, connect, encode_png, make_env, serve, start_server
 
 ROOT = Path(__file__).parent.parent
 CLICK = {"type": "click", "x": 80, "y": 100}
@@ -256,6 +257,14 @@ def test_a_suite_serves_each_of_its_tasks():
     assert env.reset(seed=3)[1]["metadata"]["task"] == "toy/login"
     assert {connect(url).reset(seed=i)[1]["metadata"]["task"] for i in range(8)} == set(names)
     stop(p)
+
+
+def test_an_episode_that_is_left_for_another_task_keeps_no_page():
+    c = Chromium(pages=1, patience=1)
+    names = "miniwob/click-test", "miniwob/focus-text"
+    session = Session(names, lambda spec: BrowserEnv(miniwob_task(spec), c))
+    for name in (*names, names[0]): assert session.answer({"type": "reset", "data": {"task": name, "seed": 0}})["type"] == "observation"
+    session.close(); c.close()
 
 
 # Chromium behind a server

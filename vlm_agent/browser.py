@@ -629,6 +629,8 @@ def _read_yaml(path):
         if key not in _WEB_KEYS: raise ValueError(f"{path}: unknown key {key!r}{nearest(key, _WEB_KEYS)}; known: {', '.join(_WEB_KEYS)}")
     for key in ("goal", "success"):
         if not isinstance(d.get(key), str) or not d[key].strip(): raise ValueError(f"{path}: {key} is missing")
+    for key in ("url", "html", "setup"):
+        if key in d and not isinstance(d[key], str) and not (key == "setup" and d[key] is None): raise ValueError(f"{path}: {key} must be a text, got {d[key]!r}")
     if ("url" in d) == ("html" in d): raise ValueError(f"{path}: give either url or html")
     return d
 
@@ -646,7 +648,7 @@ def web_task(spec:str # "web:path/to/task.yaml"
         if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname: raise ValueError(f"{path}: url must begin with http:// or https://, got {url!r}")
     size, most, hosts = d.get("viewport", [1280, 720]), d.get("max_steps", 20), d.get("allowed_hosts", [])
     if not (isinstance(size, list) and len(size) == 2 and all(type(v) is int and 16 <= v <= 8192 for v in size)): raise ValueError(f"{path}: viewport must be [width, height] in pixels, got {size!r}")
-    if isinstance(steps := d.get("oracle"), list) and not all(isinstance(a, dict) for a in steps): raise ValueError(f"{path}: oracle must be a list of actions such as {{type: click, at: '#save'}}, or JavaScript, got {steps!r}")
+    if not isinstance(steps := d.get("oracle"), (str, list, type(None))) or isinstance(steps, list) and not all(isinstance(a, dict) for a in steps): raise ValueError(f"{path}: oracle must be a list of actions such as {{type: click, at: '#save'}}, or JavaScript, got {steps!r}")
     if type(most) is not int or most < 1: raise ValueError(f"{path}: max_steps must be a whole number from 1, got {most!r}")
     if not (isinstance(hosts, list) and all(isinstance(h, str) and re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9.-]*(:\d+)?", h) for h in hosts)): raise ValueError(f"{path}: allowed_hosts must be a list of `name` or `name:port`, got {hosts!r}")
     start = f"async seed => {{ {_WEB_RANDOM} const values = await (async () => {{ {d.get('setup') or ''} }})(); return {{...values, seed}}; }}"

@@ -72,14 +72,15 @@ def encode_png(screenshot # (H, W, 3) uint8
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, 8, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(rows.tobytes(), 1)) + chunk(b"IEND", b"")
 
 # %% ../nbs/08_server.ipynb #93865485
-def decode_screenshot(data # base64 of a PNG or JPEG, a data URL of one, or nested lists of integers
+def decode_screenshot(data # base64 of a PNG or JPEG, a data URL of one, or nested lists of integers in [0, 255]
                      )->np.ndarray: # (H, W, 3) uint8
     "The picture of an observation frame."
     if isinstance(data, str):
         with Image.open(io.BytesIO(base64.b64decode(data.partition(",")[2] if data.startswith("data:") else data))) as im: return np.array(im.convert("RGB"))
-    a = np.asarray(data)
+    a = np.asarray(data)  # of rows of unequal length it says so itself
     if a.ndim == 2: a = np.repeat(a[..., None], 3, 2)
     if a.ndim != 3 or a.shape[2] not in (3, 4) or 0 in a.shape: raise ValueError(f"a screenshot is (H, W, 3), got shape {a.shape}")
+    if a.dtype.kind not in "iu" or a.min() < 0 or a.max() > 255: raise ValueError(f"a screenshot's numbers are whole, from 0 to 255; got {a.dtype} from {a.min()} to {a.max()}")
     return a[..., :3].astype(np.uint8)
 
 # %% ../nbs/08_server.ipynb #433156eb
@@ -124,6 +125,7 @@ class Session:
         if spec not in self.envs:
             try: self.envs[spec] = self.make(spec)
             except Exception as e: raise FrameError("FACTORY_ERROR", f"{spec}: {type(e).__name__}: {e}")
+        if self.env is not self.envs[spec] and isinstance(getattr(self.env, "unwrapped", None), BrowserEnv): self.env.close()  # an episode that was left keeps no page
         self.env = self.envs[spec]
         observation, info = self.env.reset(seed=seed)
         self.health["status"] = "healthy"
