@@ -102,6 +102,7 @@ def _cut(ip, a):
 
 def _levels(ip):
     "(3, 256): the value of each level of each channel, as the processor computes it; None if a table does not explain what it does."
+    if type(ip.size) is dict or any(getattr(ip, n, None) is not None for n in ("min_pixels", "max_pixels")): return None  # settings of older kinds, which the processor reads on its own terms
     factor = ip.patch_size * ip.merge_size; side = factor * -(-max(256, ip.size["shortest_edge"]) ** 0.5 // factor); side = int(side)
     a = (np.arange(side * side * 3) % 256).astype(np.uint8).reshape(3, side, side).transpose(1, 2, 0) # each channel has all levels
     if _sized(ip, a) is not a: return None
@@ -169,8 +170,9 @@ def _joined(outs):
 # %% ../nbs/03_shared_prefix.ipynb #c3e125a3
 TOGETHER = dict(cpu=2**10, gpu=2**15) # Patches that the tower sees in one call: a CPU's caches hold no more, a GPU has nothing to do with less
 
-_STEPS = [0] # That optimizers have taken: fused ones change numbers behind torch's back
-def _stepped(*_): _STEPS[0] += 1
+def _stepped(optimizer, *_):
+    "Fused optimizers change numbers behind torch's back: it is told that they have changed."
+    torch.autograd.graph.increment_version([p for g in optimizer.param_groups for p in g["params"] if p.grad is not None])
 register_optimizer_step_post_hook(_stepped)
 
 class Features:
@@ -183,7 +185,7 @@ class Features:
         self.computed = 0                  # Pictures that the tower has seen
         self.products = True               # Attention by `products` on a CPU
         self.together = TOGETHER["cpu" if model.device.type == "cpu" else "gpu"]
-        self.steps, self.rough = 0, False  # Steps that any optimizer had taken; something kept was made under autocast
+        self.rough = False                 # Something kept was made under autocast
         self.parts = list(parts(model, family.vision).values())
         self.text = text_of(model, family)
         self.cuts = [(m, n, c) for m in self.modules for n, c in m.named_children() if type(c) in (nn.Conv2d, nn.Conv3d) and c.kernel_size == c.stride]
@@ -192,8 +194,7 @@ class Features:
                 ):                   # What `get_image_features` gives for all of them, in this order; None without pictures
         if not pictures: return None
         if torch.is_grad_enabled() and self.trained: self.forget(); return self._learnt(pictures)  # a step may follow, and some optimizers write behind torch's back
-        if (state := self._state()) != self.state or self.trained and self.steps != _STEPS[0]: self.forget()
-        self.state, self.steps = state, _STEPS[0]
+        if (state := self._state()) != self.state: self.forget(); self.state = state
         rough = torch.is_autocast_enabled(self.model.device.type)
         if self.rough and not rough: self.forget()
         fresh = {}
@@ -220,8 +221,8 @@ class Features:
 
     def _tensors(self): return [p for part in self.parts for p in (part.parameters() if isinstance(part, nn.Module) else [part])]
     def _state(self):
-        "Changes with every change of the tower that torch knows of; a fused optimizer's is none."
-        switches = [(str((m.active_adapters, m.scaling)), m.disable_adapters, tuple(m.merged_adapters)) for m in self.modules if hasattr(m, "merged_adapters")]
+        "Changes with every change of the tower that torch knows of."
+        switches = [(str((m.active_adapters, getattr(m, "scaling", None))), m.disable_adapters, tuple(m.merged_adapters)) for m in self.modules if hasattr(m, "merged_adapters")]
         return [(id(p), p.data_ptr(), p._version) for p in self._tensors()], switches, self.model.dtype
 
     def _see(self, inputs):
@@ -470,10 +471,10 @@ class Merged:
     def _adapted(self):
         found = {path: m for path, m in self.model.named_modules() if _mergeable(m)}
         return found if sum(m.base_layer.weight.nbytes for m in found.values()) <= self.most_bytes else {}
-    def _state(self, found): return [(id(p), p.data_ptr(), p._version) for m in found.values() for p in m.parameters()] + [str((m.active_adapters, m.scaling)) for m in found.values()] + [_STEPS[0]]
+    def _state(self, found): return [(id(p), p.data_ptr(), p._version) for m in found.values() for p in m.parameters()] + [str((m.active_adapters, m.scaling)) for m in found.values()]
 
 def _mergeable(m):
-    return (hasattr(m, "get_delta_weight") and type(getattr(m, "base_layer", None)) is nn.Linear and not m.disable_adapters and not m.merged_adapters and m.active_adapters
+    return (all(hasattr(m, n) for n in ("get_delta_weight", "lora_A", "lora_bias")) and type(getattr(m, "base_layer", None)) is nn.Linear and not m.disable_adapters and not m.merged_adapters and m.active_adapters
             and all(a in m.lora_A for a in m.active_adapters) and not any(m.lora_bias.get(a) for a in m.active_adapters) and not getattr(m, "lora_variant", None))
 
 @torch.inference_mode(False)

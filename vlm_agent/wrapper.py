@@ -14,6 +14,7 @@ import logging
 import re
 import shutil
 import tempfile
+import threading
 import warnings
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
@@ -73,10 +74,11 @@ def _uint8(a, what):
 @dataclasses.dataclass
 class _Source:
     "Where a name's files are."
-    base: str             # Folder or Hub name of the whole model
+    base: str             # Folder or Hub name of the whole model; "": it was given, not loaded
     adapter: str = None   # Folder or Hub name of the adapter on it
     own: bool = False     # Nobody else has this base: it is written beside its adapter
     home: object = None   # Keeps a temporary folder alive
+    def __deepcopy__(self, memo): return self  # a copy of the wrapper keeps it alive too
 
 _SAID = "vlm_agent.json"  # beside an adapter, what a whole model's config.json says of its answers
 
@@ -100,9 +102,11 @@ def _find(name):
     whole = cached_file(name, "config.json", _raise_exceptions_for_missing_entries=False)  # the first word with the Hub: it is where errors come up
     config = cached_file(name, "adapter_config.json", _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=whole is None)
     if config is None: return _Source(name)
-    base = json.loads(Path(config).read_text())["base_model_name_or_path"]
-    beside = Path(name)/base
-    return _Source(str(beside), name, own=True) if not Path(base).is_absolute() and beside.exists() else _Source(base, name)
+    if not isinstance(base := json.loads(Path(config).read_text()).get("base_model_name_or_path"), str): raise ValueError(f"{name}: adapter_config.json does not name the model that the adapter is for: write it there as base_model_name_or_path")
+    if cached_file(name, "adapter_model.safetensors", _raise_exceptions_for_missing_entries=False) is None: raise OSError(f"{name} does not appear to have a file named adapter_model.safetensors")
+    if Path(base).is_absolute(): return _Source(base, name)
+    beside = next((p for p in (Path(name)/base, Path(name).parent/base) if p.exists()), None) if base == "base" else Path(name)/base  # an adapter with a name of its own is saved one folder below
+    return _Source(str(beside), name, own=True) if beside is not None and beside.exists() else _Source(base, name)
 
 # %% ../nbs/04_wrapper.ipynb #359511a8
 def _chain(e):
@@ -111,9 +115,11 @@ def _chain(e):
 @contextlib.contextmanager
 def _loading(name):
     "Errors of loading, with their remedy."
+    from safetensors import SafetensorError
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
     def because(*kinds): return any(isinstance(c, kinds) for c in _chain(error))
     try: yield
+    except SafetensorError as e: raise ValueError(f"{name} holds a file of weights that cannot be read ({e}): it was not copied or downloaded to its end; fetch it again") from e
     except (OSError, ValueError) as e:
         error, said = e, str(e)
         if because(GatedRepoError): say = "is gated: accept its licence on its page on the Hub, then log in with `hf auth login`"
@@ -163,15 +169,21 @@ def warn_of_precision(dtype,  # A torch dtype
 def _with_lora(model, family, given):
     "The model with new adapters."
     from peft import LoraConfig, PeftConfig, get_peft_model
-    if isinstance(given, PeftConfig): config = copy.deepcopy(given)
+    if isinstance(given, PeftConfig): config, vision = copy.deepcopy(given), False
     else:
         given = dict(given or {}); vision = given.pop("vision", False)
         known = {f.name for f in dataclasses.fields(LoraConfig)}
         for key in given:
             if key not in known: raise ValueError(f"lora_config: unknown key {key!r}{nearest(key, known)}; it takes what peft.LoraConfig takes, and 'vision'")
         config = LoraConfig(**{"r": 16, "lora_alpha": 32, **given})
-        if vision: config.target_modules = lora_pattern(model, family, given.get("target_modules"), vision=True)
-    if not isinstance(config.target_modules, str) or config.target_modules == "all-linear": config.target_modules = lora_pattern(model, family, config.target_modules)
+    if not hasattr(config, "target_modules"): raise ValueError(f"lora_config: {type(config).__name__} changes the prompt, not layers; give a dict, or the PeftConfig of adapters in layers such as LoraConfig")
+    pattern = isinstance(config.target_modules, str) and config.target_modules != "all-linear"
+    if pattern and vision: raise ValueError(f"lora_config: target_modules={config.target_modules!r} is a pattern, which says itself whether it reaches the vision tower; leave 'vision' out, or give a list of names")
+    if not pattern and config.peft_type != "LN_TUNING":  # that one is for norms
+        config.target_modules = lora_pattern(model, family, config.target_modules, vision)
+        if getattr(config, "layers_to_transform", None) is not None:  # PEFT takes them beside a list of names only
+            name, numbers = (np.atleast_1d(v).tolist() for v in (config.layers_pattern or "[^.]+", config.layers_to_transform))
+            config.target_modules, config.layers_to_transform, config.layers_pattern = rf"(?=.*\.(?:{'|'.join(name)})\.(?:{'|'.join(map(str, numbers))})\.)(?:{config.target_modules})", None, None
     with torch.random.fork_rng(), _without_old_names(): torch.manual_seed(0); return get_peft_model(model, config)  # the same start each time
 
 @contextlib.contextmanager
@@ -222,11 +234,12 @@ def _light_adapters(model):
     "Without passes over, and float32 copies of, whatever goes into an adapter and comes out of it."
     for m in model.modules():
         if not hasattr(m, "lora_A"): continue
-        m.cast_input_dtype_enabled = False
         from peft.tuners.lora import Linear
         if type(m) is Linear: m.__class__ = _lean(Linear)
-        for matrix in [*m.lora_A.values(), *m.lora_B.values()]:
-            if type(matrix) is nn.Linear and matrix.bias is None: matrix.__class__ = _InItsDtype
+        matrices = [*m.lora_A.values(), *m.lora_B.values()]
+        if not all(type(x) is nn.Linear and x.bias is None for x in matrices): continue  # convolutions, and matrices with a bias, stay as PEFT has them
+        m.cast_input_dtype_enabled = False
+        for x in matrices: x.__class__ = _InItsDtype
 
 def _keep_packing(model):
     "Leave 4-bit weights as they were loaded. On CPUs with AVX512-BF16 bitsandbytes packs them anew in the first evaluation, which fails for some shapes and is saved wrongly."
@@ -269,7 +282,7 @@ class VLMWrapper(nn.Module):
                  lora_config:dict|None=None,     # What `peft.LoraConfig` takes, or a PeftConfig; default r=16, alpha=32 on every linear layer of the language model; `"vision": True` adds the vision tower's
                  load_in_8bit:bool=False,        # bitsandbytes int8 weights
                  load_in_4bit:bool=False,        # bitsandbytes nf4 weights
-                 max_new_tokens:int=128,         # At most so many tokens an answer
+                 max_new_tokens:int=128,         # At most so many tokens an answer; a checkpoint of ours may allow fewer ("tiny": 32)
                  temperature:float=0.7,          # Of sampling
                  do_sample:bool=True,            # Whether `predict_action` samples
                  fast:bool=True,                 # The paths of `shared_prefix`, where the family allows them; False: one full pass of the model for each answer
@@ -278,6 +291,7 @@ class VLMWrapper(nn.Module):
                  **unknown):
         asked = {k: v for k, v in locals().items() if k not in ("self", "model_name", "unknown", "__class__")}
         if unknown: raise TypeError(_unknown(unknown))
+        _whole(max_new_tokens, "max_new_tokens")
         if not vision_cache_gb >= 0: raise ValueError(f"vision_cache_gb is GiB of main memory, at least 0, got {vision_cache_gb!r}")
         super().__init__()
         has_torchvision()  # a broken one is named before transformers stumbles over it
@@ -289,14 +303,18 @@ class VLMWrapper(nn.Module):
         place = {"device_map": {"": device}} if quantised or device != "cpu" else {}  # straight to where it belongs
         with _loading(source.base):
             model = AutoModelForImageTextToText.from_pretrained(source.base, dtype=_dtype(torch_dtype), use_safetensors=True, **quantised, **place)
-            processor = load_processor(source.base, model.config)
+            processor = load_processor(source.adapter if source.adapter and (Path(source.adapter)/"processor_config.json").exists() else source.base, model.config)  # an adapter learnt what its own processor showed it
+        quantised = hasattr(model.config, "quantization_config")  # it may have been saved so
         if source.adapter:
             from peft import PeftModel
-            with _without_old_names(): model = PeftModel.from_pretrained(model, source.adapter, is_trainable=True)
+            with _loading(source.adapter), _without_old_names(), warnings.catch_warnings():
+                warnings.filterwarnings("error", "Found missing adapter keys")
+                try: model = PeftModel.from_pretrained(model, source.adapter, is_trainable=True)
+                except UserWarning as e: raise ValueError(f"{source.adapter} is no adapter for {source.base}: {str(e)[:300]}") from None
         elif use_lora: model = _with_lora(model, family_of(model), lora_config)
         elif quantised: model.requires_grad_(False)  # whole numbers have no gradients
         if lora_config and not use_lora: warnings.warn(f"lora_config is not used: use_lora is False, and {'no' if quantised else 'all'} weights are trained")
-        if load_in_4bit: _keep_packing(model)
+        if quantised: _keep_packing(model)
         self._furnish(model, processor, max_new_tokens, temperature, do_sample, fast, vision_cache_gb)
         if torch_compile: compile_small_steps(model)
         self.config_used = dict(asked, name=self.name, torch_dtype=str(torch_dtype).removeprefix("torch."), device=asked_device, freeze_vision_encoder=False, gradient_checkpointing=False)  # of `load_model`
@@ -309,7 +327,7 @@ class VLMWrapper(nn.Module):
               ):
         "A wrapper around a model that is there already."
         self = cls.__new__(cls); nn.Module.__init__(self)
-        self.name, self._source, self.config_used = name, _Source(name), dict(name=name)
+        self.name, self._source, self.config_used = name, _Source(""), dict(name=name)
         return self._furnish(model, processor)
 
     def _furnish(self, model, processor, max_new_tokens=128, temperature=0.7, do_sample=True, fast=True, vision_cache_gb=1.0):
@@ -341,6 +359,9 @@ class VLMWrapper(nn.Module):
     def tokenizer(self): return self.processor.tokenizer
     @property
     def adapters(self): return list(getattr(self.model, "peft_config", {}))
+
+def _whole(n, name, or_none=""):
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1: raise ValueError(f"{name} must be a whole number of at least 1, got {n!r}{or_none}")
 
 def _unknown(arguments):
     if {"api_key", "base_url", "organization", "api_base"} & set(arguments):
@@ -385,12 +406,13 @@ def _repr_html_(self:VLMWrapper):
 def _ask(self:VLMWrapper, pictures, prompt):
     "(names of the pictures, what the processor makes of them and the prompt: a batch of one, on the CPU); the last gigabyte is kept."
     names = pictures.names
-    if (now := str(vars(self.processor.image_processor))) != self._settings: self._settings, self._asked_bytes = now, 0; self._asked.clear(); self._features.forget()
+    now = str(vars(self.processor.image_processor)), getattr(self.processor, "chat_template", None), len(self.tokenizer)
+    if now != self._settings: self._settings, self._asked_bytes = now, 0; self._asked.clear(); self._features.forget()
     if (key := (names, prompt, self.fast)) in self._asked: self._asked.move_to_end(key); return names, self._asked[key]
     for what, name in dict(picture="image_token", film="video_token").items():
         if (stands := getattr(self.processor, name, None)) and stands in prompt: raise ValueError(f"the prompt holds {stands!r}, which stands for a {what} in {self.family.name}: {prompt[:200]!r}; take it out")
     if len(pictures) > (most := self.family.pictures or len(pictures)): raise ValueError(f"{self.family.name} reads at most {most} picture(s) a prompt, got {len(pictures)}; show it the last screenshot only (history=0)")
-    text = self.family.prompt(self.processor, len(pictures), prompt)
+    text = self.family.prompt(self.processor, len(pictures), prompt.encode(errors="replace").decode())  # half a character is no text to a tokenizer
     out = self._patches(pictures, text) if self.fast else None
     if out is None: out = self.processor(images=[[Image.fromarray(p) for p in pictures]] if pictures else None, text=[text], return_tensors="pt")
     row = _Row({k: v for k, v in out.items() if isinstance(v, torch.Tensor) and k != "labels"})  # PaliGemma's processor makes labels of its own
@@ -525,6 +547,8 @@ def _ends(self): return {self.end, *np.atleast_1d(self.model.generation_config.e
 def _never(self): return [t for n in ("image_token_id", "video_token_id") if (t := getattr(self.config, n, None)) is not None]  # they stand for pictures, an answer has none: it could not be learned from
 
 # %% ../nbs/04_wrapper.ipynb #5a463334
+_ONE_AT_A_TIME = threading.RLock()  # the fast paths put other parts into a model while they run: threads take turns
+
 @patch
 def _sample_shared(self:VLMWrapper, asked, k, seeds, temperature, n):
     "The same, each prompt once for its k answers."
@@ -549,15 +573,18 @@ def sample(self:VLMWrapper,
           )->list:                 # For each prompt a list of k `Prediction`s
     "k answers to each prompt, with the exact tokens that were sampled."
     if not len(prompts): return []
-    if max_new_tokens is not None and (not isinstance(max_new_tokens, (int, np.integer)) or max_new_tokens < 1): raise ValueError(f"max_new_tokens must be a whole number of at least 1, got {max_new_tokens!r}; None takes the model's own {self.max_new_tokens}")
+    if max_new_tokens is not None: _whole(max_new_tokens, "max_new_tokens", f"; None takes the model's own {self.max_new_tokens}")
     temperature = self.temperature if temperature is None else temperature
+    if not np.isfinite(temperature): raise ValueError(f"temperature must be a finite number, got {temperature}; 0 is greedy")
     if greedy or temperature <= 0: greedy, k = True, 1
+    _whole(k, "k")
+    if seeds is not None and not greedy and (wrong := [len(row) for row in seeds if len(row) != k]): raise ValueError(f"give {k} seeds for each prompt, got {wrong[0]} for one of them")
     seeds = None if greedy else [s for row in (seeds if seeds is not None else [range(k)] * len(prompts)) for s in row]
     if seeds is not None and len(seeds) != k * len(prompts): raise ValueError(f"give {k} seeds for each of {len(prompts)} prompts, got {len(seeds)} in all")
     was = self.model.training
     try:
         if was: self.model.eval()
-        with _running(self, len(prompts) * k):
+        with _ONE_AT_A_TIME, _running(self, len(prompts) * k):
             n, asked = max_new_tokens or self.max_new_tokens, [self._ask(i, p) for i, p in _paired(images, prompts)]
             names, sizes = [a[0] for a in asked], [self._seen_at(row) for _, row in asked]
             if self.fast and not self.plain_because: rows = self._sample_shared(asked, k, seeds, temperature, n)
@@ -608,11 +635,10 @@ def levers(self:VLMWrapper, batch_size:int=2 # Samples at once
 def label_ids(self:VLMWrapper, label # An action as text, or the token ids that were sampled
              )->list:
     "The tokens of an answer; a text gets the end token behind it."
-    if not isinstance(label, str):
-        if wrong := {int(t) for t in label} & set(_never(self)): raise ValueError(f"an answer holds token {min(wrong)}, which stands for a picture or a film in {self.family.name} and is never said; take it out")
-        return [int(t) for t in label]
-    first = [self.tokenizer.bos_token_id] if self.family.bos_first else []
-    return [*first, *self.tokenizer(label, add_special_tokens=False).input_ids, self.end]
+    said = self.tokenizer(label, add_special_tokens=False).input_ids if isinstance(label, str) else [int(t) for t in label]
+    if wrong := set(said) & set(_never(self)): raise ValueError(f"an answer holds token {min(wrong)}, which stands for a picture or a film in {self.family.name} and is never said; take it out")
+    if not isinstance(label, str): return said
+    return [*([self.tokenizer.bos_token_id] if self.family.bos_first else []), *said, self.end]
 
 @patch
 def answer_logits(self:VLMWrapper, images, prompts, answers # Token ids of each answer
@@ -645,13 +671,13 @@ def forward(self:VLMWrapper,
     n = sum(map(len, answers))
     with _running(self, len(prompts)):
         nll = self.answer_nll(images, prompts, answers)  # (B,)
+        if weights is not None and len(weights) != len(nll): raise ValueError(f"give a weight for each of {len(nll)} answers, got {len(weights)}")
         if weights is not None: nll = nll * torch.tensor([float(w) for w in weights], device=nll.device)
         return {"loss": nll.sum() / (normalizer or n), "n_tokens": n}
 
 @patch
 def answer_nll(self:VLMWrapper, images, prompts, answers)->torch.Tensor: # (B,)
     "Minus the log-likelihood of each answer."
-    if torch.is_grad_enabled(): self._merged.forget()  # learning needs the room
     if self.plain_because or not self.fast:
         logits, target, mask = self.answer_logits(images, prompts, answers)
         return (F.cross_entropy(logits.transpose(1, 2), target, reduction="none") * mask).sum(1)
@@ -660,7 +686,9 @@ def answer_nll(self:VLMWrapper, images, prompts, answers)->torch.Tensor: # (B,)
         names, row = self._ask(pictures, prompt)
         groups.setdefault((names, prompt), (row, []))[1].append(i)
     asked = [self._question(names, row) for (names, _), (row, _) in groups.items()]
-    nll = answer_nll(self.model, self.family, self._features, asked, [[answers[i] for i in where] for _, where in groups.values()])
+    with _ONE_AT_A_TIME:
+        if torch.is_grad_enabled(): self._merged.forget()  # learning needs the room
+        nll = answer_nll(self.model, self.family, self._features, asked, [[answers[i] for i in where] for _, where in groups.values()])
     order = [i for _, where in groups.values() for i in where]
     return torch.stack([one.sum() for own in nll for one in own])[torch.tensor(order).argsort()]
 
@@ -699,7 +727,7 @@ def training_step(model,              # A `VLMWrapper`, or one wrapped for sever
     if step_in_backward and (len(batches) > 1 or scaler or model is not vlm): raise ValueError(f"step_in_backward takes the whole batch at once, in one process and without a scaler; got {len(batches)} parts{' and a scaler' if scaler else ''}{' and a wrapper for several processes' if model is not vlm else ''}: leave micro_batch_size out, or use step_in_backward=False")
     if not vlm.model.training: vlm.model.train()
     total, tokens = 0.0, 0
-    with _running(vlm, len(batches[0]["prompts"])), _tied(vlm.model), _stepping(optimizer, trained, max_grad_norm) if step_in_backward else contextlib.nullcontext() as norms:
+    with _running(vlm, len(batches[0]["prompts"])), _cleared(optimizer), _tied(vlm.model), _stepping(optimizer, trained, max_grad_norm) if step_in_backward else contextlib.nullcontext() as norms:
         for i, b in enumerate(batches):
             with model.no_sync() if model is not vlm and i + 1 < len(batches) else contextlib.nullcontext():  # processes add up their gradients once a step
                 with torch.autocast(vlm.device.type, precision, enabled=precision is not None): out = model(**b, normalizer=n)
@@ -708,13 +736,18 @@ def training_step(model,              # A `VLMWrapper`, or one wrapped for sever
         if scaler: scaler.unscale_(optimizer)
         norm = torch.stack(norms).norm() if step_in_backward else torch.nn.utils.clip_grad_norm_(trained, max_grad_norm)
         if not scaler and not norm.isfinite():
-            optimizer.zero_grad(set_to_none=True)
             raise FloatingPointError(f"the gradient's norm is {norm.item()} at a loss of {total:.4g}; {'weights whose gradients were finite have changed, the others not' if step_in_backward else 'no step was taken and the weights are as they were'}: a lower learning_rate, bfloat16 or float32 instead of float16, or mixed_precision='fp16' with its loss scaling would help")
         if scaler: scaler.step(optimizer); scaler.update()
         elif not step_in_backward: optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     if vlm._features.trained: vlm._features.forget()  # some optimizers write behind torch's back
     return dict(loss=total, n_tokens=tokens, grad_norm=norm.item())
+
+@contextlib.contextmanager
+def _cleared(optimizer):
+    "The gradients of a step that fails are not added to the next one's."
+    try: yield
+    except BaseException: optimizer.zero_grad(set_to_none=True); raise
 
 @contextlib.contextmanager
 def _stepping(optimizer, trained, max_grad_norm):
@@ -792,22 +825,33 @@ def save_pretrained(self:VLMWrapper,
     path.mkdir(parents=True, exist_ok=True)
     if not self.adapters or merge:
         if merge and hasattr(self.config, "quantization_config"): raise ValueError("adapters cannot be merged into 8- or 4-bit weights without loss: save the adapters, load them on the model in bfloat16, VLMWrapper(folder, torch_dtype='bfloat16'), and merge there")
-        if merge and self.adapters: model = copy.deepcopy(model).merge_and_unload()
+        if merge and self.adapters: model = _apart(copy.deepcopy(model)).merge_and_unload()
         model.config.vlm_agent = {k: v for k, v in {**(getattr(model.config, "vlm_agent", None) or {}), **answers}.items() if v is not None}
     else:
         more = dict(save_embedding_layers=any(len(getattr(m, "lora_embedding_A", ())) for m in model.modules()))  # "auto" would ask the Hub
         if self._source.own and Path(self._source.base).resolve() != (path/"base").resolve():  # another model's base may lie there
             aside = path/"base.tmp"; shutil.rmtree(aside, ignore_errors=True); shutil.copytree(self._source.base, aside)
             shutil.rmtree(path/"base", ignore_errors=True); aside.replace(path/"base")
-    for c in getattr(model, "peft_config", {}).values(): c.base_model_name_or_path = "base" if self._source.own else str(Path(self._source.base).resolve()) if Path(self._source.base).exists() else self._source.base
+        if others := [a for a in self.adapters if a != "default"]: warnings.warn(f"adapters other than 'default' are saved in folders of their own: VLMWrapper('{path/others[0]}') opens {others[0]!r}", stacklevel=2)
+    for c in getattr(model, "peft_config", {}).values() if self._source.base else (): c.base_model_name_or_path = "base" if self._source.own else str(Path(self._source.base).resolve()) if Path(self._source.base).exists() else self._source.base
     model.save_pretrained(path, **more)
     if more: (path/_SAID).write_text(json.dumps(answers) + "\n")
     else:
+        said = path/"config.json"; said.write_text(json.dumps({**json.loads(said.read_text()), "dtype": str(self.dtype).removeprefix("torch.")}, indent=2) + "\n")  # not that of a frozen tower
         for left in ("adapter_config.json", "adapter_model.safetensors", _SAID): (path/left).unlink(missing_ok=True)  # another model's: the whole one is there now
     self.processor.save_pretrained(path)
-    if (kind := _processor_class(self._source.base)) not in (None, _processor_class(path)):  # the embedded base's is one that asks for no torchvision
+    if self._source.base and (kind := _processor_class(self._source.base)) not in (None, _processor_class(path)):  # the embedded base's is one that asks for no torchvision
         said = path/"processor_config.json"; said.write_text(json.dumps({**json.loads(said.read_text()), "processor_class": kind}, indent=2) + "\n")
         (path/"video_preprocessor_config.json").unlink(missing_ok=True)
+
+def _apart(model):
+    "The model with a head of its own, where head and embedding are one matrix and one of them has an adapter: merging changes one of them only."
+    base = base_of(model); ends = base.get_input_embeddings(), base.get_output_embeddings()
+    inner = [getattr(e, "base_layer", e) for e in ends]
+    if None in ends or inner[0].weight is not inner[1].weight or all(a is b for a, b in zip(ends, inner)): return model
+    inner[1].weight = nn.Parameter(inner[1].weight.detach().clone(), requires_grad=False)
+    base.config.tie_word_embeddings = base.config.get_text_config(decoder=True).tie_word_embeddings = False
+    return model
 
 def _processor_class(folder):
     said = Path(folder)/"processor_config.json"
