@@ -38,9 +38,11 @@ def test(args, flags):
     from vlm_agent.training import HELD_OUT
     from vlm_agent.viewer import draw_action
     run = Path(args.output_dir) if args.output_dir else last_run(args.task)
+    if not (run/"checkpoints"/"final").is_dir(): raise ValueError(f"{run} is not the folder of a finished run: expected checkpoints/final in it")
     model = VLMWrapper(str(run/"checkpoints"/"final"))
     config = yaml.safe_load((run/"config.yaml").read_text())
-    env = make_env(args.task or config["task"])
+    if not (task := args.task or config["task"]): raise ValueError(f"{run} learned against a server: say by --task what it is to do here")
+    env = make_env(task)
     runner = TaskRunner(ModelPolicy(model, ActionDecoder(model.action_format, grid=model.grid), config.get("history") or 0, greedy=True), env, max_steps=config.get("max_steps") or 10)
     folder = run/"predictions"; folder.mkdir(exist_ok=True)
     prompts = config.get("task_prompt"); prompts = prompts if isinstance(prompts, list) else [prompts]
@@ -61,6 +63,8 @@ if __name__ == "__main__":
     parser.add_argument("--output-dir", help="the run's folder")
     parser.add_argument("--episodes", type=int, default=6, help="how many predictions --mode test shows")
     args, flags = parser.parse_known_args()
+    if args.mode == "test" and flags: parser.error(f"--mode test takes no {' '.join(flags)}")
+    if args.episodes < 1: parser.error(f"--episodes must be at least 1, got {args.episodes}")
     try: {"train": train, "test": test}[args.mode](args, flags)
     except KeyboardInterrupt: raise SystemExit(130)
     except (ValueError, OSError, RuntimeError) as e: raise SystemExit(f"{Path(__file__).name}: {e}")

@@ -212,3 +212,44 @@ def test_a_new_algorithm_is_two_methods():
 def test_selecting_needs_no_torch():
     code = "import sys; from vlm_agent.rejection_sampling import RejectionSampling; RejectionSampling().select([]); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+
+
+def test_what_could_not_be_read_counts_where_samples_are_compared():
+    group = [episode(1, "a", 1.0, 0), *(episode(1, (None,), 0.0, i) for i in range(1, 8))]
+    for algorithm in (BestOfK(), AdvantageWeighted()): assert [s.trajectory.sample for s in algorithm.select(group).samples] == [0]
+    weight = {s.trajectory.sample: s.weight for s in AdvantageWeighted().select([*group[:7], episode(1, "b", 0.0, 7)]).samples}
+    assert weight[0] == pytest.approx(-7 * weight[7])  # the mean is that of all eight
+
+
+@pytest.mark.parametrize("reward", [0.1, 0.7, 0.9, 1/3, 2/3])
+@pytest.mark.parametrize("k", [3, 7, 8, 16])
+def test_equal_returns_are_equal(reward, k):
+    group = [episode(1, chr(97 + i), reward, i) for i in range(k)]
+    for algorithm in (BestOfK(), AdvantageWeighted()): assert not algorithm.select(group).samples
+
+
+def test_a_demonstration_that_succeeded_is_one_whatever_its_return():
+    assert len(BestOfK().select([], demonstrations=[episode(1, "a", 0.3, round=-1), Trajectory(Task("t", 2), episode(2, "a").steps, "success", 0.3, round=-1)]).samples) == 1
+
+
+def test_weights_that_are_none_and_weights_that_are_no_numbers():
+    class Credit(Algorithm):
+        def __init__(self, shares): self.given = shares
+        def shares(self, t): return list(enumerate(self.given))
+    assert Credit([0.0, 0.0]).select([episode(1, "ab")]).samples == []
+    assert [s.step for s in Credit([0.0, 1.0]).select([episode(1, "ab")]).samples] == [1]
+    with pytest.raises(ValueError, match="weight of step 1 is nan"): Credit([1.0, float("nan")]).select([episode(1, "ab")])
+
+
+def test_a_judge_that_judges_nothing_is_told():
+    class Silent(Algorithm):
+        def judge(self, group, solved, tried): pass
+    with pytest.raises(ValueError, match="for each of 1 trajectories, got 0"): Silent().select([episode(1)])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 8])
+def test_a_small_batch_sees_questions_with_several_answers_as_often(batch_size):
+    from vlm_agent.training import batches
+    samples, seen = [f"s{i}/0" for i in range(100)] + [f"m{i}/{j}" for i in range(25) for j in range(4)], 0
+    for seed in range(20): seen += sum(x[0] == "m" for b in batches(samples, batch_size, 48 // batch_size, str(seed), 4, question=lambda s: s.split("/")[0]) for x in b)
+    assert 0.4 < seen / (20 * 48) < 0.6

@@ -153,3 +153,96 @@ def test_doctor_is_one_page():
     r = run("-m", "vlm_agent.cli", "doctor")
     assert r.returncode == 0 and len(r.stdout.splitlines()) < 40, r.stderr[-2000:]
     for word in ("python", "torch", "torchvision", "bitsandbytes", "CUDA", "Chromium", "disk", "model cache"): assert word in r.stdout
+
+
+@pytest.mark.parametrize("flags, says", [(["--output_dir", "x"], "takes no --output_dir x"), (["--output-dir", "nowhere"], "not the folder of a finished run"), (["--episodes", "-1"], "at least 1")])
+def test_mode_test_ignores_nothing(flags, says):
+    r = run("examples/train_qwen2_vl.py", "--mode", "test", *flags)
+    assert r.returncode and says in r.stderr and "Traceback" not in r.stderr
+
+
+# A run from Python
+
+SMALL = dict(task="toy/click-button", demonstrations=24, warm_start_steps=6, num_training_steps=12, steps_per_round=4, tasks_per_round=8, samples_per_task=3, num_envs=4, max_steps=1, eval_episodes=0, batch_size=4, progress=False)
+
+
+def small(folder, model="tiny:qwen2_vl", **more):
+    from vlm_agent.training import train_with_orchestration
+    return train_with_orchestration(model, output_dir=str(folder), **{**SMALL, **more})
+
+
+def steps(folder): return [json.loads(l)["loss"] for l in (folder/"metrics.jsonl").read_text().splitlines() if '"step"' in l[:20]]
+
+
+def test_a_round_that_keeps_nothing_leaves_the_model_as_it_was(tmp_path):
+    from safetensors.torch import load_file
+    from vlm_agent.rejection_sampling import RejectionSampling
+    class Second(RejectionSampling):
+        def judge(self, group, solved, tried): return [(0.0, "nothing")] * len(group) if group[0].round == 2 else super().judge(group, solved, tried)
+    small(tmp_path/"run", num_training_steps=8, demonstrations=None, keep_checkpoints=3, algorithm=Second(reward_threshold=0.0, start_from_base=True, replay_rounds=0, drop_invalid=False))
+    base, one, two = (load_file(tmp_path/"run"/"checkpoints"/f"000{i}"/"model.safetensors") for i in range(3))
+    assert all((one[k] == two[k]).all() for k in one) and any((base[k] != one[k]).any() for k in one)
+
+
+def test_a_selection_may_ask_for_the_first_weights_in_every_round(tmp_path):
+    from vlm_agent.rejection_sampling import RejectionSampling
+    class Fresh(RejectionSampling):
+        def select(self, *a, **k): s = super().select(*a, **k); s.from_base = True; return s
+    small(tmp_path/"run", num_training_steps=20, algorithm=Fresh())
+
+
+def test_a_half_trained_model_does_not_pass_for_an_untrained_one(tmp_path):
+    from vlm_agent.wrapper import VLMWrapper
+    vlm = VLMWrapper("tiny:qwen2_vl")
+    def interrupt(e):
+        if e["event"] == "step" and e["step"] == 4: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): small(tmp_path/"run", vlm, callbacks=(interrupt,))
+    with pytest.raises(ValueError, match="load it anew"): small(tmp_path/"run", vlm, resume=True)
+    small(tmp_path/"run", VLMWrapper("tiny:qwen2_vl"), resume=True); small(tmp_path/"whole")
+    assert steps(tmp_path/"run") == steps(tmp_path/"whole")
+
+
+def test_other_adapters_are_another_run(tmp_path):
+    from vlm_agent.wrapper import VLMWrapper
+    def interrupt(e):
+        if e["event"] == "round": raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): small(tmp_path/"run", VLMWrapper("tiny:qwen2_vl", use_lora=True), callbacks=(interrupt,))
+    with pytest.raises(ValueError, match="lora_alpha"): small(tmp_path/"run", VLMWrapper("tiny:qwen2_vl", use_lora=True, lora_config=dict(lora_alpha=256)), resume=True)
+
+
+@pytest.mark.parametrize("wrong, says", [(dict(temperature=0.0), "temperature"), (dict(max_grad_norm=0.0), "inf"), (dict(learning_rate=-1), "learning_rate")])
+def test_numbers_that_would_teach_nothing_are_refused(wrong, says, tmp_path):
+    with pytest.raises(ValueError, match=says): small(tmp_path/"run", **wrong)
+
+
+def test_an_algorithm_that_selects_no_selection_is_told(tmp_path):
+    class Wrong:
+        def select(self, trajectories, replay=(), demonstrations=()): return []
+    with pytest.raises(TypeError, match="must return a Selection, got list"): small(tmp_path/"run", algorithm=Wrong())
+
+
+def test_demonstrations_of_which_nothing_is_learned_are_told(tmp_path):
+    from vlm_agent.rejection_sampling import RejectionSampling
+    with pytest.warns(UserWarning, match="nothing is learned from 24 demonstrations"): small(tmp_path/"run", num_training_steps=4, algorithm=RejectionSampling(keep_demonstrations=False))
+
+
+def test_callbacks_may_do_what_they_like_with_an_event(tmp_path):
+    small(tmp_path/"run", num_training_steps=4, callbacks=(lambda e: e.clear(),))
+    assert len(steps(tmp_path/"run")) == 10
+
+
+def test_what_acts_elsewhere_is_counted(tmp_path):
+    import os
+    began = sum(os.times()[:2]); r = small(tmp_path/"run", max_lag=1); own = sum(os.times()[:2]) - began
+    assert r.summary["cpu_seconds"] > own + 3  # the process that acts has loaded torch at least
+
+
+@pytest.mark.filterwarnings("ignore:this CPU has no instructions")
+def test_a_loss_that_is_no_number_stops_the_run_in_float16_too():
+    import numpy as np
+    from vlm_agent.core import Observation, Prediction, Step, Task, Trajectory
+    from vlm_agent.rejection_sampling import Sample
+    from vlm_agent.training import Trainer
+    from vlm_agent.wrapper import VLMWrapper
+    o = Observation(np.zeros((64, 64, 3), np.uint8), "go"); t = Trajectory(Task("t"), [Step(o, Prediction("click(1, 2)", prompt="go", images=(o.image,)), dict(type="click", x=1, y=2))])
+    with pytest.raises(FloatingPointError, match="the loss is nan"): Trainer(VLMWrapper("tiny:qwen2_vl"), mixed_precision="fp16").fit([Sample(t, 0, float("nan"))], 3, 1)

@@ -209,9 +209,9 @@ _COLOURS = ["#999999", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7"]
 @dataclass(frozen=True)
 class Comparison:
     "Whether one policy is better than another."
-    verdict: str       # "better", "worse" or "cannot tell"
-    difference: float  # Success of the second minus success of the first, on what both were tried on
-    low: float         # 95 %, paired bootstrap over start states
+    verdict: str       # "better" or "worse", if more start states say so than chance would and the mean over tasks does too; else "cannot tell"
+    difference: float  # Success of the second minus success of the first, on the start states that both were tried on; of several tasks each counts the same
+    low: float         # 95 %, paired bootstrap over the start states of each task
     high: float
     gained: int        # Start states on which the second did better
     lost: int          # Start states on which it did worse
@@ -234,7 +234,9 @@ def compare(a:Evaluation,     # Before
     gained, lost = int((d > 0).sum()), int((d < 0).sum())
     n = gained + lost
     p = min(1.0, 2 * sum(math.comb(n, i) for i in range(min(gained, lost) + 1)) / 2**n)
-    low, high = np.quantile(d[np.random.default_rng(0).integers(len(d), size=(draws, len(d)))].mean(1), [0.025, 0.975])
+    of = np.array([s[0] for s in both]); tasks, rng = [d[of == task] for task in dict.fromkeys(of)], np.random.default_rng(0)
+    low, high = np.quantile(np.mean([t[rng.integers(len(t), size=(draws, len(t)))].mean(1) for t in tasks], 0), [0.025, 0.975])
     if np.ptp(d) == 0: s = wilson(0, len(d))[1]; low, high = low - s * (low + 1), high + s * (1 - high)  # drawing again says nothing: at most this share of other states may differ, by at most 1
-    verdict = "cannot tell" if p > level else "better" if gained > lost else "worse"
-    return Comparison(verdict, float(d.mean()), float(low), float(high), gained, lost, len(both), p)
+    difference = float(np.mean([t.mean() for t in tasks]))
+    verdict = "cannot tell" if p > level or (gained > lost) != (difference > 0) else "better" if gained > lost else "worse"
+    return Comparison(verdict, difference, float(low), float(high), gained, lost, len(both), p)

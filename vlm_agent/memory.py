@@ -511,15 +511,17 @@ def largest_batch(model,         # What `predict_memory` takes
     "The most samples at once that fit."
     settings = {k: v for k, v in settings.items() if k != "batch_size"}
     def takes(n): return _once(model, batch_size=n, **settings)
-    one, two = takes(1), takes(2)
-    if not one.fits(gpu_gb): return 0
-    n = 1
-    while True:  # each further sample takes about as much: from what is known, to what should fit
-        each = max(1, two.peak_bytes - one.peak_bytes)
-        n = max(1, int(1 + (gpu_gb * 2**30 * 0.94 - one.peak_bytes) // each))
-        r = one if n == 1 else takes(n)
-        if r.fits(gpu_gb): return n
-        two = MemoryReport(one.peak_bytes + -(-(r.peak_bytes - one.peak_bytes) // (n - 1)) + 1)
+    (low, a), (high, b) = (1, takes(1)), (2, takes(2))  # numbers of samples, and what they take
+    if not a.fits(gpu_gb): return 0
+    while True:  # each further sample takes about as much as between these two
+        n = low + int((gpu_gb * 2**30 * 0.94 - a.peak_bytes) // max(1, (b.peak_bytes - a.peak_bytes) / (high - low)))
+        if b.fits(gpu_gb):
+            if (n := min(n, 8 * high)) <= high: return high
+            (low, a), (high, b) = (high, b), (n, takes(n))  # not further at once: few samples may hide behind what does not grow with them
+        else:
+            if (n := min(n, high - 1)) <= low: return low
+            if (c := takes(n)).fits(gpu_gb): return n
+            high, b = n, c
 
 # %% ../nbs/12_memory_profiling.ipynb #583b3d83
 SETTINGS = {  # the settings that people choose from

@@ -85,12 +85,13 @@ def plot(self:Selection,
 class Algorithm:
     "Trajectories in, `Selection` out; what is kept is decided by `fault` and `judge`."
     reward_threshold, replay_rounds, keep_demonstrations, drop_invalid, start_from_base = 0.5, 0, True, True, False
+    compares = False  # `judge` compares the samples of a start state with each other: those that could not be read count there too, though nothing is learned from them
 
     def fault(self, t:Trajectory)->str|None:
         "Why a trajectory cannot be learned from, whatever the others are; None if it can."
         if t.outcome == "void": return "void: the environment failed"
         if not math.isfinite(t.reward): return "its return is no number"
-        if not self.shares(t): return "no step that could be read and done"
+        if not self.compares and not self.shares(t): return "no step that could be read and done"
 
     def judge(self, group:list, # Trajectories of one start state that have no fault, the newest and shortest first
               solved:int,       # How many samples of that start state reached `reward_threshold`, in the newest round that tried it
@@ -124,16 +125,22 @@ def select(self:Algorithm,
     for key, group in groups.items():
         group.sort(key=lambda t: (-t.round, len(t), _order(t)))
         _, n, solved = tried[key]
-        verdicts += [(t, *verdict) for t, verdict in zip(group, self.judge(group, solved, n), strict=True)]
+        judged = list(self.judge(group, solved, n) or ())
+        if len(judged) != len(group): raise ValueError(f"{type(self).__name__}.judge must return a (weight, reason) for each of {len(group)} trajectories, got {len(judged)}")
+        verdicts += [(t, *verdict) for t, verdict in zip(group, judged)]
     acted = [(t, _samples(t, weight, self.shares(t)), reason) for t, weight, reason in sorted(verdicts, key=lambda v: _order(v[0]))]
     shown = [(t, [] if fault else _samples(t, 1.0, Algorithm.shares(self, t)), fault or "demonstration") for t in sorted(demonstrations, key=_order) if self.keep_demonstrations
-             for fault in [Algorithm.fault(self, t) or (None if t.reward >= self.reward_threshold else _below(self.reward_threshold))]]
+             for fault in [Algorithm.fault(self, t) or (None if t.reward >= self.reward_threshold or self.compares and t.success else _below(self.reward_threshold))]]
     return _selection(shown, _scaled(acted), current, self.start_from_base)
 
 # %% ../nbs/10_rejection_sampling.ipynb #b17b5483
 def _order(t): return t.round, t.task.spec, t.task.seed, t.task.prompt or "", t.sample, t.id
 def _below(threshold): return f"return below {threshold:g}"
-def _samples(t, weight, shares): return [Sample(t, i, weight * share) for i, share in shares] if weight else []
+def _samples(t, weight, shares):
+    "What is learned from a trajectory; a step of no weight is left out."
+    out = [Sample(t, i, weight * share) for i, share in (shares if weight else ()) if share]
+    if wrong := [s for s in out if not math.isfinite(s.weight)]: raise ValueError(f"{t.id}: the weight of step {wrong[0].step} is {wrong[0].weight}, and must be a finite number: see `judge` and `shares`")
+    return out
 
 def _recent(replay, latest, rounds):
     "The trajectories of the last `rounds` rounds before `latest`, one at a time."
@@ -235,22 +242,25 @@ class FilteredBehaviourCloning(Algorithm):
 # %% ../nbs/10_rejection_sampling.ipynb #c4e002bf
 class BestOfK(Algorithm):
     "The best sample of each start state, the shortest of equals."
+    compares = True
     def judge(self, group, solved, tried):
-        best, mean = max(t.reward for t in group), sum(t.reward for t in group) / len(group)
-        if best == mean: return [(0.0, "no better than the others of the task")] * len(group)
+        best = max(t.reward for t in group)
+        if best == min(t.reward for t in group): return [(0.0, "no better than the others of the task")] * len(group)
         first = next(i for i, t in enumerate(group) if t.reward == best)
         return [(1.0, "best of the task") if i == first else (0.0, "not the best of the task") for i in range(len(group))]
 
 # %% ../nbs/10_rejection_sampling.ipynb #00363921
 class AdvantageWeighted(Algorithm):
     "Towards what was better than the other samples of its start state, away from what was worse."
+    compares = True
     def __init__(self, negative:float=1.0): # Times the weight of what was worse than average; 0: only towards
         if negative < 0: raise ValueError(f"negative must be at least 0, got {negative}")
         self.negative = negative
 
     def judge(self, group, solved, tried):
-        mean = sum(t.reward for t in group) / len(group)
-        spread = math.sqrt(sum((t.reward - mean) ** 2 for t in group) / len(group))
-        if spread == 0: return [(0.0, "no better or worse than the others of the task")] * len(group)
+        rewards = [t.reward for t in group]
+        if min(rewards) == max(rewards): return [(0.0, "no better or worse than the others of the task")] * len(group)
+        mean = sum(rewards) / len(rewards)
+        spread = math.sqrt(sum((r - mean) ** 2 for r in rewards) / len(rewards))
         def weigh(a): return (a, "better than the mean of the task") if a > 0 else (a * self.negative, "worse than the mean of the task")
         return [weigh((t.reward - mean) / spread) for t in group]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import random
 import threading
 import time
@@ -131,7 +132,7 @@ def episode(env,                          # A Gymnasium environment
             t.final = look(obs, info)
         except ActionError as e: step.error = f"refused: {e}"; t.final = look_again(step.error); continue
         except Exception as e: return _void(t, f"step {len(t.steps) - 1}", e)
-        t.reward += step.reward
+        t.reward = math.fsum(s.reward for s in t.steps)  # ten times 0.1 are 1
         if over or truncated:
             won = info.get("success", over and t.reward >= success_reward)
             t.outcome = "success" if won else "failure" if over else "timeout"

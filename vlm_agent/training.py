@@ -32,7 +32,7 @@ from fastcore.basics import patch
 from .core import Observation, Prediction, Task, TrajectoryFile, images_of, nearest
 from .decoder import ActionDecoder
 from .evaluation import Evaluation, evaluate, wilson
-from .rejection_sampling import RejectionSampling
+from .rejection_sampling import RejectionSampling, Selection
 from .runner import ModelPolicy, RunError, TaskRunner, random_policy, record_demonstrations
 from .server import connect, make_env, start_server
 from .wrapper import PRECISIONS, load_model, make_optimizer, training_step, warn_of_precision
@@ -170,7 +170,7 @@ def batches(samples:list,   # What the algorithm selected
     for _ in range(steps):
         while sum(map(len, queue)) < batch_size:
             epoch = list(samples); rng.shuffle(epoch)
-            more = handfuls(epoch, together, question)
+            more = handfuls(epoch, min(together, batch_size), question)  # a larger one would never fit while single ones are left
             if together > 1: rng.shuffle(more)
             queue += more
         batch, queue = _filled(queue, batch_size)
@@ -317,6 +317,7 @@ def _step(self:Trainer, batch):
     out = training_step(self.learner, parts, self.optimizer, self.scaler, self.max_grad_norm,
                         tokens / a.num_processes, self.precision, self.step_in_backward)  # gradients are averaged over the processes
     if a.num_processes > 1: out.update(loss=a.reduce(torch.tensor(out["loss"], device=self.model.device), "mean").item(), n_tokens=tokens)
+    if not math.isfinite(out["loss"]): raise FloatingPointError(f"the loss is {out['loss']}, and no step was taken: a lower learning_rate, or bfloat16 or float32 instead of float16, would help")
     if not math.isfinite(out["grad_norm"]): out.update(grad_norm=None, skipped="the scaled gradient overflowed; the scale was lowered")
     return out
 
@@ -508,6 +509,7 @@ class _Run:
         self.folder, self.trainer, self.algorithm, self.envs, self.spec, self.seed = folder, trainer, algorithm, envs, spec, seed
         self.prompts = [task_prompt] if isinstance(task_prompt, str) or task_prompt is None else list(task_prompt)
         self.callbacks, self.act_keywords, self.seeds_used, self.round, self.events, self.actor = callbacks, act, 0, 0, [], None
+        self.returns = getattr(algorithm, "start_from_base", False)  # to the first weights, now and then
         self.began, self.before = (time.time(), _cpu_seconds()), (0.0, 0.0)  # seconds of this process, and of those that were killed
         model, self.processes = trainer.model, trainer.accelerator
         self.decoder = ActionDecoder(model.action_format, grid=model.grid)
@@ -519,7 +521,7 @@ class _Run:
         if not self.processes.is_main_process: return
         if event in ("step", "round", "evaluation"):
             with open(self.folder.metrics, "a", encoding="utf-8") as f: f.write(json.dumps(e) + "\n")
-        for callback in self.callbacks: callback(e)
+        for callback in self.callbacks: callback(dict(e))
 
     def tasks(self, seeds): return [Task(self.spec, s, self.prompts[i % len(self.prompts)]) for i, s in enumerate(seeds)]
     def mine(self, tasks): return tasks[self.processes.process_index::self.processes.num_processes]
@@ -599,16 +601,24 @@ def earlier_rounds(self:_Run):
 @patch
 def select(self:_Run, file, demonstrations):
     "What to learn from; each decision is written beside the trajectories."
-    selection = self.algorithm.select(file, replay=self.earlier_rounds(), demonstrations=demonstrations)
+    selection = _checked(self.algorithm.select(file, replay=self.earlier_rounds(), demonstrations=demonstrations))
     names = ("id", "kept", "reason", "weight")
     if self.processes.is_main_process: write_whole(file.folder/"selection.jsonl", "".join(json.dumps(dict(zip(names, d))) + "\n" for d in selection.decisions))
-    if selection.from_base: self.back_to_base()
+    self.returns |= selection.from_base
+    if selection.from_base and selection.samples: self.back_to_base()
+    return selection
+
+def _checked(selection):
+    "What an algorithm's `select` must return."
+    if not isinstance(selection, Selection): raise TypeError(f"an algorithm's select must return a Selection, got {type(selection).__name__}")
+    selection.samples = list(selection.samples)
     return selection
 
 @patch
 def back_to_base(self:_Run):
     "The weights that the first round acted with, and their optimizer; the steps are counted on."
     step = self.trainer.step
+    if not self.folder.checkpoint(0).exists(): raise FileNotFoundError("the selection asks for the first weights of the run, whose checkpoint is gone: an algorithm that asks late says so by its attribute start_from_base = True")
     self.trainer.load(self.folder.checkpoint(0))
     self.trainer.step = self.trainer.model.version = step
 
@@ -645,7 +655,7 @@ def checkpoint(self:_Run, keep):
     wall, cpu = self.seconds(); path = self.folder.checkpoint(self.round)
     self.trainer.save(path, round=self.round, seeds_used=self.seeds_used, metrics_bytes=self.folder.metrics.stat().st_size, seconds=[wall, cpu])
     if self.processes.is_main_process:
-        for r in superfluous([int(p.name) for p in self.folder.checkpoints()], keep, self.best()[1], getattr(self.algorithm, "start_from_base", False)): put_away(self.folder.checkpoint(r))
+        for r in superfluous([int(p.name) for p in self.folder.checkpoints()], keep, self.best()[1], self.returns): put_away(self.folder.checkpoint(r))
     self.processes.wait_for_everyone()
     self.log("checkpoint", path=str(path))
 
@@ -653,6 +663,8 @@ def checkpoint(self:_Run, keep):
 def restore(self:_Run):
     "Go back to the last whole checkpoint, if there is one; what was written after it is cut off. The round of it; -1: there is none."
     checkpoints = self.folder.checkpoints()
+    if not checkpoints and self.trainer.model.version and any(e["event"] == "step" for e in read_metrics(self.folder.metrics)):
+        raise ValueError(f"{self.folder.path} was stopped before its first checkpoint, and this model has taken {self.trainer.model.version} steps since it was loaded: load it anew, and go on with resume=True")
     state = self.trainer.load(checkpoints[-1]) if checkpoints else dict(round=-1, seeds_used=0, metrics_bytes=0)
     if self.processes.is_main_process: os.truncate(self.folder.metrics, min(state["metrics_bytes"], self.folder.metrics.stat().st_size))
     self.processes.wait_for_everyone()
@@ -738,7 +750,9 @@ def train_with_orchestration(
             run.round += 1
             if run.round == 0:
                 if eval_episodes: run.evaluate("random_clicker", eval_episodes, random_policy(run.decoder, seed)); run.evaluate("untrained", eval_episodes)
-                run.learn(algorithm.select([], demonstrations=shown).samples, warm, batch_size)
+                chosen = _checked(algorithm.select([], demonstrations=shown))
+                if shown and warm and not chosen.samples: warnings.warn(f"nothing is learned from {len(shown)} demonstrations: {chosen.earlier[0].reason if chosen.earlier else f'{type(algorithm).__name__} selects none'}")
+                run.learn(chosen.samples, warm, batch_size)
                 if eval_episodes and shown: run.evaluate("warm_start", eval_episodes)
             else:
                 file, acting = run.act(tasks_per_round, samples_per_task, more=run.round < rounds)
@@ -774,7 +788,13 @@ def _how_loaded(model):
     return dict(torch_dtype=str(model.dtype).removeprefix("torch."), device=model.device.type) | {k: v for k, v in getattr(model, "config_used", {}).items() if k not in ("name", "use_lora", "lora_config", "freeze_vision_encoder", "action_format")}
 
 # %% ../nbs/13_training.ipynb #81f2d554
-def _cpu_seconds(): t = os.times(); return t.user + t.system + t.children_user + t.children_system
+def _cpu_seconds():
+    "Of this process and its children, those that act or serve an environment included."
+    import psutil
+    total = sum(os.times()[:4])
+    for p in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error): total += sum(p.cpu_times()[:4])
+    return total
 
 def _last_success(run):
     return next((e["success"] for e in reversed(run.events) if e["event"] == "evaluation" and e["name"] != "random_clicker"), -1.0)
@@ -842,6 +862,8 @@ def _check(given, algorithm):
     for name, least in {**_LEAST, **(dict(micro_batch_size=1) if given["micro_batch_size"] is not None else {}), **(dict(demonstrations=0) if isinstance(given["demonstrations"], int) else {})}.items():
         if not isinstance(v := given[name], int) or v < least: raise ValueError(f"{name} must be a whole number of at least {least}, got {v!r}")
     if isinstance(shown := given["demonstrations"], (str, Path)) and not (Path(shown)/"trajectories.jsonl").exists(): raise FileNotFoundError(f"no demonstrations at {shown}: expected a folder with trajectories.jsonl; `vlm-agent demonstrate` records into one, a number records from the task's own solution")
+    for name in ("temperature", "learning_rate", "max_grad_norm"):
+        if isinstance(v := given[name], bool) or not isinstance(v, (int, float)) or not v > 0: raise ValueError(f"{name} must be a number above 0, got {v!r}" + ("; float('inf') clips nothing" if name == "max_grad_norm" else ""))
     if given["target_success"] is not None and not 0 <= given["target_success"] <= 1: raise ValueError(f"target_success must be from 0 to 1, got {given['target_success']!r}")
     if isinstance(given["task_prompt"], (list, tuple)) and not given["task_prompt"]: raise ValueError("task_prompt is an empty list: give a goal, several, or None for the environment's own")
     if given["task"] is not None and not isinstance(given["task"], str): raise ValueError(f"task is a name that make_env takes, got {type(given['task']).__name__}: register your environment with Gymnasium and give 'gym:ID', or serve it and give ui_env_url")
@@ -857,7 +879,8 @@ def _changed(path, text):
     import yaml
     if not path.exists(): return None
     was, now = (_flat(yaml.safe_load(t)) for t in (path.read_text(), text))
-    changed = {k: (was[k], now[k]) for k in was.keys() & now.keys() - {"resume", "output_dir", "config"} if was[k] != now[k]}
+    both = was.keys() & now.keys() - {"resume", "output_dir", "config"} | {k for k in was.keys() | now.keys() if k.startswith("model.lora_config.")}  # of adapters a setting may be left out
+    changed = {k: (was.get(k), now.get(k)) for k in both if was.get(k) != now.get(k)}
     def told(names): return ", ".join(f"{k} {changed[k][0]!r} -> {changed[k][1]!r}" for k in sorted(names))
     if other := [k for k in changed if k.startswith(_THE_RUN)]: raise ValueError(f"{path.parent} was begun with other arguments ({told(other)}): that would be another run. Go on with those it has (--config {path}), or choose another folder by --output-dir")
     return told(changed)

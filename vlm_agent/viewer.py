@@ -70,6 +70,7 @@ def filmstrip(trajectory,        # A `Trajectory`
 # %% ../nbs/01_viewer.ipynb #37b267f1
 def _events(run):
     path = Path(run)/"metrics.jsonl"
+    if not path.exists(): return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
 
 def _band(ax, rows, label, colour, x="round", y="success", marker="o"):
@@ -154,6 +155,8 @@ def _picture(screenshot, room):
         if len(data := _encoded(small, "WEBP", quality=60)) <= room: break
     return _uri(data, "webp")
 
+def _kept(decision): return {True: "kept", False: "dropped"}.get(decision.get("kept"), "not selected from")
+
 def _shown(t, decision, images):
     "What the page's script needs of one episode."
     steps = []
@@ -162,7 +165,7 @@ def _shown(t, decision, images):
         images.setdefault(o.image, o)
         a, (w, h) = s.action or {}, o.size
         steps.append(dict(image=o.image, text=s.prediction.text[:300], error=s.error[:300], points=[[100 * a[x] / w, 100 * a[y] / h] for x, y in (("x", "y"), ("x2", "y2")) if x in a]))
-    return dict(task=t.task.spec, round=t.round, seed=t.task.seed, sample=t.sample, outcome=t.outcome, reward=t.reward, goal=t.goal[:300], kept="kept" if decision.get("kept") else "dropped", reason=decision.get("reason", ""), steps=steps)
+    return dict(task=t.task.spec, round=t.round, seed=t.task.seed, sample=t.sample, outcome=t.outcome, reward=t.reward, goal=t.goal[:300], kept=_kept(decision), reason=decision.get("reason", ""), steps=steps)
 
 def _chosen(run, most, rng):
     "Episodes of every round: as many kept ones as dropped ones, drawn at random, or all; (trajectory, its decision)."
@@ -176,9 +179,14 @@ def _chosen(run, most, rng):
             yield from sorted(rng.sample(part, min(most, len(part))) if rng else part, key=lambda x: x[0].id)
 
 # %% ../nbs/01_viewer.ipynb #0f6ada8e
+def _so_far(run):
+    "What the summary of a run would say that is not finished."
+    events = _events(run); judged = {e["name"]: e for e in events if e["event"] == "evaluation"}
+    return dict(judged, trained=judged.get("round"), rounds=max((e["round"] for e in events), default=0), steps=max((e.get("step", 0) for e in events), default=0))
+
 def write_report(run,            # The folder of a run
                  most:int=12,    # Kept, and dropped, episodes of each round
-                total:int=200,  # Episodes of all rounds
+                total:int=200,  # Episodes of all rounds, or two of each round where that is more
                 size:int=9_000_000, # Bytes that the pictures may take; larger ones are shrunk
                 )->Path:
     "report.html of a run: opens anywhere, needs nothing from outside."
@@ -187,9 +195,9 @@ def write_report(run,            # The folder of a run
     each = min(most, max(1, total // (2 * max(1, rounds))))
     episodes = [_shown(t, d, images) for t, d in _chosen(run, each, random.Random(0))]
     pictures = {name: _picture(o.screenshot, size * 3 // 4 // len(images)) for name, o in images.items()}
-    summary = json.loads((run/"summary.json").read_text()) if (run/"summary.json").exists() else {}
+    summary = json.loads((run/"summary.json").read_text()) if (run/"summary.json").exists() else _so_far(run)
     names = [("random clicker", "random_clicker"), ("untrained (zero-shot)", "untrained"), ("after the warm start", "warm_start"), ("after rejection sampling", "trained")]
-    rows = "".join(f"<tr><td>{label}</td><td>{s['success']:.1%}</td><td>{s['low']:.1%} – {s['high']:.1%}</td><td>{s['episodes']}</td></tr>" for label, key in names if (s := summary.get(key)))
+    rows = "".join(f"<tr><td>{label}</td><td>{s['success']:.1%}</td><td>{s['low']:.1%} – {s['high']:.1%}</td><td>{s['episodes']}</td></tr>" for label, key in names if (s := summary.get(key)) and (key != "trained" or summary.get("rounds", 1)))
     curves = f'<img class="curves" alt="success and loss over the run" src="{_uri((run/"curves.png").read_bytes())}">' if (run/"curves.png").exists() else ""
     config = html.escape((run/"config.yaml").read_text()) if (run/"config.yaml").exists() else ""
     data = json.dumps(dict(episodes=episodes, images=pictures)).replace("<", "\\u003c")
@@ -213,7 +221,7 @@ def _episodes(given):
 
 def _facets(t, decision):
     "What an episode can be filtered by."
-    return dict(outcome=t.outcome, task=t.task.spec, round=str(t.round), kept={True: "kept", False: "dropped"}.get(decision.get("kept"), "not selected from"))
+    return dict(outcome=t.outcome, task=t.task.spec, round=str(t.round), kept=_kept(decision))
 
 # %% ../nbs/01_viewer.ipynb #99b9ce0c
 def player(trajectories, # A run's folder, or `Trajectory`s
