@@ -1,5 +1,6 @@
 """The notebooks are the package: each is clean, exported as it stands, and runs from top to bottom in a process of its own."""
 import filecmp
+import json
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,11 @@ def test_readme_is_the_index_notebook(monkeypatch):
     monkeypatch.syspath_prepend(ROOT/"nbs"/"site")
     from readme import render
     assert (ROOT/"README.md").read_text() == render(), "run python nbs/site/readme.py"
+
+
+def test_a_figure_that_was_shown_is_kept_as_a_picture():
+    for path in NOTEBOOKS:
+        for c in json.loads(path.read_text())["cells"]:
+            for o in c.get("outputs", []):
+                data = o.get("data", {}); said = "".join(data.get("text/plain", ""))
+                assert not said.startswith("<Figure") or "image/png" in data, (path.name, "".join(c["source"])[:80])

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 from .core import nearest
@@ -142,7 +143,7 @@ def train(argv # Flags
     model, algorithm = values.pop("model"), values.pop("algorithm"); algorithm.pop("name")
     if values["task"]: make_env(values["task"]).close()  # a misspelt name is said before a model is loaded
     result = train_with_orchestration(load_own(**model), algorithm=kind(**algorithm), config=used, **values)
-    if PartialState().is_main_process: print(result)
+    if PartialState().is_main_process: print(f"{result}\nlook at {result.path}/report.html; judge it on more episodes: vlm-agent eval {result.path} --episodes 1000")
     return result
 
 # %% ../nbs/14_cli.ipynb #24bf779f
@@ -171,12 +172,14 @@ def demonstrate(task:str,               # What `make_env` takes
                 open_browser:bool=True):# Show the page at once
     "Record demonstrations of a task, to be given to `train` as --demonstrations."
     from vlm_agent.training import demonstrate
-    return demonstrate(task, episodes, output_dir, by=by, seed=seed, max_steps=max_steps, model=model, port=port, open_browser=open_browser)
+    file = demonstrate(task, episodes, output_dir, by=by, seed=seed, max_steps=max_steps, model=model, port=port, open_browser=open_browser)
+    return f"{len(file)} demonstrations in {file.folder}; to learn from them: vlm-agent train --task {task} --demonstrations {file.folder}"
 
 def report(run:str # The folder of a run
           ):
     "Write report.html and curves.png of a run."
     from vlm_agent.viewer import plot_curves, write_report
+    if not (Path(run)/"metrics.jsonl").exists(): raise ValueError(f"{run} is not a run's folder: expected metrics.jsonl in it" if Path(run).is_dir() else f"there is no folder {run!r}")
     plot_curves(run)
     return write_report(run)
 
@@ -270,6 +273,7 @@ def run(argv # Without the program's name
 # %% ../nbs/14_cli.ipynb #bf83b807
 def main():
     "`vlm-agent`: a mistake is told in one line; Ctrl-C ends with 130."
+    warnings.formatwarning = lambda said, *_, **__: f"vlm-agent: {said}\n"  # without the line of our code that said it
     try: sys.exit(run(sys.argv[1:]))
     except KeyboardInterrupt: print("interrupted", file=sys.stderr); sys.exit(130)
     except (ValueError, OSError, ImportError, RuntimeError, ArithmeticError) as e:

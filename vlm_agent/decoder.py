@@ -177,8 +177,11 @@ class Space:
     bins: bool = False     # A number names a bin and means its centre
     resized: bool = False  # The pixels are those of the resized image that the model saw
 
-    def to_pixels(self, v, side, seen):
-        "A coordinate as pixels of a screenshot `side` pixels long, which the model saw `seen` pixels long."
+    def to_pixels(self, v, # A coordinate in this space
+                  side,    # Pixels of the screenshot along this axis
+                  seen,    # Pixels along it as the model saw them
+                 ):        # Pixels in [0, side], a float
+        "A coordinate as pixels of the screenshot."
         if self.resized: return v * side / seen
         return v if self.units is None else (v + 0.5) * side / self.units if self.bins else v * side / self.units
 
@@ -341,7 +344,7 @@ _XDOTOOL = _PLAYWRIGHT | dict(ctrl="ctrl", alt="alt", shift="shift", meta="super
 _OPENAI = {k: v.upper() for k, v in _PLAYWRIGHT.items()} | dict(ctrl="CTRL", esc="ESC", meta="CMD")
 _COGAGENT = _PLAYWRIGHT | dict(ctrl="Lcontrol", alt="Lmenu", shift="Lshift", meta="Command", enter="Return", up="Up", down="Down", left="Left", right="Right")
 
-def key_name(name:str, # Any spelling: "Return", "ctrl", "Page_Down", "KEY_A" is none
+def key_name(name:str, # Any spelling: "Return", "ctrl", "Page_Down"; of one letter: the letter itself, "a" and not "KEY_A"
             )->str:    # "enter", "ctrl", "pagedown"
     "The short name of a key."
     if len(name) == 1: return _ALIASES.get(name, name)
@@ -1004,11 +1007,17 @@ class ActionDecoder:
         "The last complete action of an answer, in pixels of the screenshot; `ActionDecodeError` where there is none."
         return self._decode(text, size, model_size, 1)[0]
 
-    def decode_all(self, text:str, size:tuple=None, model_size:tuple=None)->list:
-        "Every complete action of an answer, in order, at least one."
+    def decode_all(self, text:str,             # What the model said
+                   size:tuple=None,          # (width, height) of the screenshot in pixels, as in `decode`
+                   model_size:tuple=None,    # (width, height) at which the model saw it
+                  )->list:                   # Action dicts, points in pixels of the screenshot
+        "Every complete action of an answer, in order, at least one; `ActionDecodeError` where there is none."
         return self._decode(text, size, model_size, None)
 
-    def encode(self, action:dict, size:tuple=None, model_size:tuple=None)->str:
+    def encode(self, action:dict,            # `{"type": "click", "x": 100, "y": 200}`, points in pixels of the screenshot
+               size:tuple=None,              # (width, height) of the screenshot in pixels; needed where coordinates are shares of it
+               model_size:tuple=None,        # (width, height) at which the model sees it; needed where coordinates count those pixels
+              )->str:
         "The text that `decode` reads as `action`; `ActionError` where the dialect has no words for it."
         size, model_size = _sides(size, "size"), _sides(model_size, "model_size")
         action = _checked(action, size)

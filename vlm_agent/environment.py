@@ -93,7 +93,8 @@ class ScreenEnv(gym.Env):
         "The action in its short form, or `ActionError` if it cannot be done here."
         return check_action(action, self.size)
 
-    def reset(self, *, seed=None, options=None):
+    def reset(self, *, seed=None, options=None): # -> ({"screenshot": (H, W, 3) uint8, "goal": str}, info with the seed)
+        "Begin an episode: the same seed, the same first screenshot. `EnvironmentFault` where the environment fails."
         super().reset(seed=seed)
         self.running = False  # until `begin` has gone well
         seed = int(self.np_random.integers(2**31)) if seed is None else int(seed)
@@ -101,7 +102,8 @@ class ScreenEnv(gym.Env):
         self.steps, self.running = 0, True
         return self._observation(), {"seed": seed, **info}
 
-    def step(self, action):
+    def step(self, action): # An action dict of `ACTIONS` -> (observation, reward, terminated, truncated, info), as Gymnasium has it
+        "Do one action. `ActionError` for one that cannot be: nothing has happened, and the episode goes on; any other error ends it."
         if not self.running: raise gym.error.ResetNeeded("the episode is over or has not begun: call reset()")
         action = self.check(action)  # ActionError: nothing has happened, the episode goes on
         self.steps += 1

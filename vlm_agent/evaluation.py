@@ -60,6 +60,8 @@ class Evaluation:
     "What some episodes come to."
     trajectories: list = field(repr=False)
 
+    def __repr__(self): return f"Evaluation({self.success:.1%} [{self.low:.1%}, {self.high:.1%}] of {self.episodes} episodes{f', {self.void} more void' if self.void else ''})"
+
     @property
     def valid(self): return [t for t in self.trajectories if t.outcome != "void"]
     @property
@@ -185,6 +187,7 @@ class Table:
     def __init__(self, evaluations:dict): # Name -> `Evaluation`
         self.evaluations = evaluations
     def rows(self): return [(task, name, *row) for name, e in self.evaluations.items() for task, *row in e.rows()]
+    def __repr__(self): return "\n".join(f"{task:<28} {name:<20} {success:6.1%} [{low:.1%}, {high:.1%}] of {n}" for task, name, success, low, high, n, *_ in self.rows())
     def _repr_html_(self):
         order = {name: i for i, name in enumerate(self.evaluations)}
         return _html(["task", "policy", *_COLUMNS], [(task, name, *_cells(row)) for task, name, *row in sorted(self.rows(), key=lambda r: (r[0].startswith("all "), r[0], order[r[1]]))])

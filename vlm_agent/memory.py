@@ -539,15 +539,15 @@ SETTINGS = {  # the settings that people choose from
 def advice_lines(model,           # What `predict_memory` takes
                  gpu_gb:float=24, # GiB of the GPU
                  image_size:tuple=(1280, 720)):
-    "What fits into a GPU, in which settings, what each lever saves, and what to write; line by line."
+    "What to write, what fits into a GPU, in which settings, and what each lever saves; line by line, the first ones soonest."
     if not gpu_gb > 0: raise ValueError(f"a GPU has more than 0 GiB, got {gpu_gb:g}")
     size = tuple(image_size); default = _once(model, image_size=size)
     def line(label, r, more=""): return f"  {label:<46} {r.size:>11}  {'fits' if r.fits(gpu_gb) else 'does not fit'}{more}"
     yield f"{model} into {gpu_gb:g} GiB, of which 6 % are left to the driver. Predicted peak, one screenshot of {size[0]}x{size[1]}, weights in bfloat16, layers computed again, logits at the labels only:"
+    yield _advice(model, gpu_gb, size, default)
     for label, keywords in SETTINGS.items(): yield line(label, _once(model, image_size=size, **keywords))
     yield "From the default, each lever by itself:"
     for label, r in memory_levers(model, image_size=size).items(): yield line(label, r, f", saves {_size(default.peak_bytes - r.peak_bytes)}")
-    yield _advice(model, gpu_gb, size, default)
 
 def _advice(model, gpu_gb, size, default):
     large = default.by_category["weights"] > 12 * 2**30  # 7 billion weights of two bytes

@@ -204,7 +204,7 @@ def _open(spec):
 def _as_policy(given, action_format, history):
     "A model becomes a `ModelPolicy`; a policy stays what it is."
     if not (hasattr(given, "sample") or hasattr(given, "predict_action")):
-        if not callable(given): raise TypeError(f"a policy is a model or a callable from observations to predictions, got {type(given).__name__}")
+        if not callable(given): raise TypeError(f"a policy is a model or a callable from observations to predictions, got {type(given).__name__}" + (f": VLMWrapper({given!r}) loads a model" if isinstance(given, str) else ""))
         return given
     own = getattr(given, "action_format", "text")
     return ModelPolicy(given, ActionDecoder(action_format or own, grid=getattr(given, "grid", None) if action_format in (None, own) else None), history)

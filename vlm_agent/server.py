@@ -419,6 +419,7 @@ def browsergym_action(action:dict # Ours
     "BrowserGym's action language (coordinates, not element ids)."
     a, q = action, json.dumps
     kind = a["type"]
+    if a.get("count") == 3: raise ActionError("click: BrowserGym's mouse clicks once or twice, got count=3; mark a text by dragging over it")
     if kind == "key": said = f"keyboard_press({q('+'.join(KEYS.get(k.lower(), k) for k in a['keys']))})"
     elif kind == "type": said = f"keyboard_type({q(a['text'])})" + ("\nkeyboard_press(\"Enter\")" if a.get("submit") else "")
     elif kind == "scroll": said = (f"mouse_move({a['x']}, {a['y']})\n" if "x" in a else "") + f"scroll({a.get('dx', 0)}, {a.get('dy', 0)})"
@@ -430,7 +431,8 @@ def browsergym_action(action:dict # Ours
     elif kind == "goto": said = f"goto({q(a['url'])})"
     elif kind == "back": said = "go_back()"
     elif kind == "answer": said = f"send_msg_to_user({q(a['text'])})"
-    else: said = f"send_msg_to_user({q(a.get('status', 'success'))})"
+    elif a.get("status", "success") != "success": said = f"report_infeasible({q(a['status'])})"
+    else: said = "send_msg_to_user(\"success\")"
     return {"action_str": said}
 
 # %% ../nbs/08_server.ipynb #3ae6e216

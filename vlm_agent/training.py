@@ -392,7 +392,7 @@ def load_weights(model,       # A `VLMWrapper`
         model.model.load_state_dict(saved.state_dict())
 
 # %% ../nbs/13_training.ipynb #877ac138
-@dataclass
+@dataclass(repr=False)
 class TrainingResult:
     "What a run did."
     path: Path                                       # The run's folder
@@ -415,6 +415,7 @@ class TrainingResult:
     def __str__(self):
         rows = [f"{label:<26} {s:>7.1%}   [{lo:.1%}, {hi:.1%}]   {n}" for label, s, lo, hi, n in self.table()]
         return "\n".join([f"{'held-out episodes':<26} success   95 % interval    n", *rows, f"{self.path}"])
+    def __repr__(self): return str(self)
     def _repr_html_(self):
         rows = "".join(f"<tr><td style='text-align:left'>{l}</td><td>{s:.1%}</td><td>{lo:.1%} – {hi:.1%}</td><td>{n}</td></tr>" for l, s, lo, hi, n in self.table())
         return f"<table><tr><th style='text-align:left'>held-out episodes</th><th>success</th><th>95 % interval</th><th>n</th></tr>{rows}</table>"
@@ -443,12 +444,17 @@ def act_round(runner,      # A `TaskRunner`
               folder:Path, # `rounds/0003`
               round:int,
               step:int,    # Optimizer steps that the policy has taken
+              told=None,   # Called now and then with how many episodes are there, and how many of them succeeded
              )->float:     # Seconds
     "The episodes of a round, on disk."
     start, file, some = time.perf_counter(), TrajectoryFile(folder), 2 * len(runner.envs)
     if folder.exists(): shutil.rmtree(folder)
+    there = won = 0
     for i in range(0, len(tasks), some):
-        try: file.append(*runner.collect(tasks[i:i + some], k=k, round=round))
+        try:
+            acted = runner.collect(tasks[i:i + some], k=k, round=round); file.append(*acted)
+            there += len(acted); won += sum(t.success for t in acted)
+            if told: told(there, won)
         except RunError as e: file.append(*e.trajectories); raise  # what was finished explains what went wrong
     write_whole(folder/"acted.json", json.dumps(dict(seconds=time.perf_counter() - start, policy=step)))
 
@@ -536,7 +542,9 @@ def evaluate(self:_Run, name, episodes, policy=None):
     self.log("phase", phase=f"evaluating on {episodes} held-out episodes")
     start, runner, found = time.perf_counter(), self.runner(policy or self.policy(greedy=True)), []
     mine, some = self.mine(self.tasks(range(HELD_OUT, HELD_OUT + episodes))), 8 * len(self.envs)
-    for i in range(0, len(mine), some): found += [_without_pictures(t) for t in runner.collect(mine[i:i + some])]
+    for i in range(0, len(mine), some):
+        found += [_without_pictures(t) for t in runner.collect(mine[i:i + some])]
+        if len(found) < len(mine): self.log("phase", phase=f"evaluating, {len(found)} of {len(mine)} held-out episodes")
     e = Evaluation(sorted(gather_object(found), key=lambda t: t.task.seed))
     self.log("evaluation", name=name, step=self.trainer.step, seconds=time.perf_counter() - start, **e.to_dict())
     return e
@@ -575,7 +583,9 @@ def _act(self:_Run, tasks, k, folder, round):
     if self.actor:
         if round not in self.actor.rounds: self._ask(tasks, k, folder, round)
         self.actor.wait()
-    elif self.processes.num_processes == 1: act_round(self.runner(self.policy(greedy=False)), tasks, k, folder, round, self.trainer.step)
+    elif self.processes.num_processes == 1:
+        def told(n, won): self.log("phase", phase=f"acting, {n} of {len(tasks) * k} episodes, {won / n:.0%} succeeded")
+        act_round(self.runner(self.policy(greedy=False)), tasks, k, folder, round, self.trainer.step, told)
     else:
         part = folder.with_name(f"{folder.name}-{self.processes.process_index}")
         act_round(self.runner(self.policy(greedy=False)), self.mine(tasks), k, part, round, self.trainer.step)
@@ -626,7 +636,7 @@ def back_to_base(self:_Run):
 @patch
 def learn(self:_Run, samples, steps, batch_size):
     "The round's optimizer steps; the seconds they took."
-    self.log("phase", phase=f"learning from {len(samples)} samples")
+    if samples: self.log("phase", phase=f"learning from {len(samples)} samples")
     start = time.perf_counter()
     self.trainer.fit(samples, steps, batch_size, seed=f"{self.seed}/{self.round}", on_step=lambda e: self.log("step", **e))
     return time.perf_counter() - start
@@ -692,7 +702,7 @@ def train_with_orchestration(
         temperature:float=1.0,            # Of the sampling; 1 samples from the model's own distribution
         action_format:str|None=None,      # A dialect of `ActionDecoder`; None: the model's own
         learning_rate:float=1e-3,         # Peak rate; 1e-4 is usual for LoRA on a large model
-        weight_decay:float=0.01,
+        weight_decay:float=0.01,          # Decoupled, times the learning rate a step
         optimizer:str="adamw",            # "adamw", or "adamw8bit" (bitsandbytes)
         warmup_steps:int=30,              # Linear rise of the rate at the start of the run
         max_grad_norm:float=1.0,          # Gradients are clipped to this norm
@@ -727,7 +737,7 @@ def train_with_orchestration(
     rounds, finished = math.ceil(num_training_steps / steps_per_round), (folder.path/"summary.json").exists()
     used = config or _as_yaml(arguments, model, algorithm)
     changed = _changed(folder.path/"config.yaml", used) if task or ui_env_url or not finished else ""
-    if finished: return finished_run(folder.path, None if target_success else rounds)
+    if finished: return finished_run(folder.path, None if target_success else num_training_steps)
     trainer = Trainer(model, learning_rate, weight_decay=weight_decay, optimizer=optimizer, warmup_steps=warmup_steps, max_grad_norm=max_grad_norm, answers_together=answers_together,
                       micro_batch_size=micro_batch_size, step_in_backward=step_in_backward, mixed_precision=mixed_precision, log_with=log_with, log_dir=str(folder.path))
     everyone = trainer.accelerator; main = everyone.is_main_process
@@ -842,11 +852,12 @@ def _summary(run, wall, cpu):
                 task=run.spec, seed=run.seed, rounds=run.round, steps=run.trainer.step, processes=run.processes.num_processes, wall_seconds=round(wall, 1), cpu_seconds=round(cpu, 1))
 
 def finished_run(path,          # The folder of a run that ended
-                 rounds:int=None # That were asked for now: a warning says if they are more than it took
+                 steps:int=None # That were asked for now: a warning says if they are more than when it began
                 )->TrainingResult:
     "What a run did, read from its folder."
     path = Path(path); events, summary = read_metrics(path), json.loads((path/"summary.json").read_text())
-    if rounds is not None and rounds > summary["rounds"]: warnings.warn(f"{path} was finished after {summary['rounds']} rounds, and nothing was done: to go on, begin another run from the model in {path}/checkpoints/final")
+    asked = steps and _config_of(str(path)).get("num_training_steps")
+    if asked is not None and steps > asked: warnings.warn(f"{path} was finished: {asked} training steps were asked for when it began, {steps} now, and nothing was done. To go on, begin another run from the model in {path}/checkpoints/final")
     if not (path/"report.html").exists(): _draw(path)  # killed between the two
     return TrainingResult(path, [e for e in events if e["event"] == "round"], [e for e in events if e["event"] == "evaluation"], summary)
 
@@ -910,18 +921,20 @@ def _config_of(policy):
     return {}
 
 def judge(policy,            # "random", "oracle", the folder of a run or of one of its checkpoints, a model's name, or a `VLMWrapper`
-          task:str=None,     # What `make_env` takes
-          ui_env_url:str=None,
+          task:str=None,     # What `make_env` takes; None: as the run was trained
+          ui_env_url:str=None, # A running server, instead of `task`
           task_prompt:str=None, # Replaces the environment's own goal; None: as the run was trained
-          episodes:int=100, seed:int=0,
+          episodes:int=100,  # Held-out episodes, each from a start state of its own
+          seed:int=0,        # The random policy's
           max_steps:int=None, # Actions an episode may take; None: as the run was trained, the environment's own number, or 10
           history:int=None,   # Earlier steps shown to the model; None: as the run was trained, or 0
-          num_envs:int=8,
+          num_envs:int=8,    # Environments at once
           output_dir:str=None): # Keep the trajectories here
     "Success of a policy on held-out episodes: an `Evaluation`. What is left out is taken from the run's config.yaml, if the policy is a run's and the task is its task."
     if isinstance(policy, Path): policy = str(policy)
     run = _config_of(policy)
     if isinstance(policy, str) and (done := Path(policy)/"checkpoints"/"final").is_dir(): policy = str(done)
+    if isinstance(policy, str) and policy.startswith(("runs/", "/", ".", "~")) and not Path(policy).exists(): raise ValueError(f"there is no folder {policy!r}")
     if not (task or ui_env_url): task = run.get("task")
     if not (task or ui_env_url): raise ValueError("give task='toy/click-button' (--task) or ui_env_url: what the policy is judged on")
     if history is None: history = run.get("history") or 0

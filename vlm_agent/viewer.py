@@ -83,8 +83,10 @@ def plot_curves(run, # The folder of a run
                ):    # A matplotlib figure
     "curves.png of a run: success and loss."
     from matplotlib.figure import Figure
+    class Curves(Figure):  # a notebook shows it, also where pyplot has drawn nothing yet
+        def _repr_png_(self): buffer = io.BytesIO(); self.savefig(buffer, format="png"); return buffer.getvalue()
     events = _events(run); evaluations = [e for e in events if e["event"] == "evaluation"]; steps = [e for e in events if e["event"] == "step"]
-    figure = Figure(figsize=(9, 3.4), layout="constrained"); left, right = figure.subplots(1, 2)
+    figure = Curves(figsize=(9, 3.4), layout="constrained"); left, right = figure.subplots(1, 2)
     named = {e["name"]: e for e in evaluations}
     first = [e for n in ("warm_start", "untrained") if (e := named.get(n))][:1]
     _band(left, [*first, *(e for e in evaluations if e["name"] == "round")], "held-out, greedy", BLUE)

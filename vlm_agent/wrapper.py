@@ -47,7 +47,7 @@ def to_rgb(image # PIL; numpy (H, W), (H, W, 3), (H, W, 4) of uint8 or float in 
     if isinstance(image, Image.Image):
         if image.mode in ("I", "F") or image.mode.startswith("I;"): raise ValueError(f"a picture of mode {image.mode} has no known range; convert it to 'L' or 'RGB' first")
         return np.asarray((image.convert("RGBA") if image.mode == "P" else image).convert("RGB"))
-    if not isinstance(image, (np.ndarray, torch.Tensor)): raise TypeError(f"a picture is a PIL image, a numpy array or a tensor, got {type(image).__name__}")
+    if not isinstance(image, (np.ndarray, torch.Tensor)): raise TypeError(f"a picture is a PIL image, a numpy array or a tensor, got {type(image).__name__}" + (f": PIL.Image.open({str(image)[:100]!r})" if isinstance(image, (str, Path)) else ""))
     a = image.detach().float().cpu().numpy() if isinstance(image, torch.Tensor) and image.is_floating_point() else np.asarray(image.cpu() if isinstance(image, torch.Tensor) else image)
     what = f"shape {tuple(image.shape)} of {str(image.dtype).removeprefix('torch.')}"
     if a.ndim not in (2, 3) or 0 in a.shape: raise ValueError(f"a picture has shape (H, W), (H, W, 3), (H, W, 4) or (3, H, W); got {what}")
@@ -95,7 +95,7 @@ def _find(name):
     if re.match(r"(gpt-|o\d|chatgpt|claude|gemini)", name) and not Path(name).exists():
         raise ValueError(f"{name!r} is a model behind an API; models are local now, and no data leaves your machine. Use VLMWrapper('tiny') to try things out, VLMWrapper('Qwen/Qwen2-VL-2B-Instruct') or a folder for a real one; drop api_key and base_url")
     if Path(name).is_dir() and not any((Path(name)/f).exists() for f in ("config.json", "adapter_config.json")):
-        raise ValueError(f"{name} is a folder without a config.json or an adapter_config.json: not a model that was saved by save_pretrained")
+        raise ValueError(f"{name} is a folder without a config.json or an adapter_config.json: not a model that was saved by save_pretrained" + (f"; it is a run's, and its model is {name}/checkpoints/final" if (Path(name)/"checkpoints"/"final").is_dir() else ""))
     if "/" not in name and not Path(name).exists() and (near := nearest(name, ["tiny"])): raise ValueError(f"{name!r} is neither a folder here nor a model{near}")
     if name.startswith(("/", ".", "~")) and not Path(name).exists(): raise ValueError(f"there is no folder {name!r}")
     from transformers.utils import cached_file
@@ -697,9 +697,9 @@ PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # of `
 
 def make_optimizer(name:str,            # "adamw", or "adamw8bit" (bitsandbytes) for a quarter of its memory
                    parameters:list,     # What is trained
-                   lr:float=1e-3,
-                   betas:tuple=(0.9, 0.95),
-                   weight_decay:float=0.01,
+                   lr:float=1e-3,             # Learning rate
+                   betas:tuple=(0.9, 0.95),   # Decay of the running means of gradients and of their squares, each in [0, 1)
+                   weight_decay:float=0.01,   # Decoupled, times the learning rate a step
                   )->torch.optim.Optimizer:
     "The optimizers by name."
     if name == "adamw": return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)  # one kernel, without copies of the parameters on the way
