@@ -176,6 +176,7 @@ def test_for_language_models(built):
     text = (built/"llms.txt").read_text()
     assert text.startswith("# vlm_agent") and "rejection_sampling" in text
     assert "def select" in (built/"rejection_sampling.llms.md").read_text()
+    assert not [p.name for p in built.rglob("*.llms.md") if re.search(r"base64,[\w+/]{80}", p.read_text())]
     assert "<math" in (built/"evaluation.html").read_text()
 
 

@@ -722,9 +722,8 @@ def training_step(model,              # A `VLMWrapper`, or one wrapped for sever
     "Forward, backward, clip, step."
     vlm, batches = getattr(model, "module", model), [batch] if isinstance(batch, dict) else list(batch)
     trained = [p for g in optimizer.param_groups for p in g["params"]]
-    if any(p.dtype == torch.float16 for p in trained): raise ValueError("float16 weights cannot be trained, small steps vanish in them: use_lora=True keeps its adapters in float32; or load in bfloat16 or float32")
+    _check_step(trained, len(batches), step_in_backward, scaler, model is not vlm)
     n = normalizer or sum(len(vlm.label_ids(l)) for b in batches for l in b["labels"])
-    if step_in_backward and (len(batches) > 1 or scaler or model is not vlm): raise ValueError(f"step_in_backward takes the whole batch at once, in one process and without a scaler; got {len(batches)} parts{' and a scaler' if scaler else ''}{' and a wrapper for several processes' if model is not vlm else ''}: leave micro_batch_size out, or use step_in_backward=False")
     if not vlm.model.training: vlm.model.train()
     total, tokens = 0.0, 0
     with _running(vlm, len(batches[0]["prompts"])), _cleared(optimizer), _tied(vlm.model), _stepping(optimizer, trained, max_grad_norm) if step_in_backward else contextlib.nullcontext() as norms:
@@ -742,6 +741,13 @@ def training_step(model,              # A `VLMWrapper`, or one wrapped for sever
     optimizer.zero_grad(set_to_none=True)
     if vlm._features.trained: vlm._features.forget()  # some optimizers write behind torch's back
     return dict(loss=total, n_tokens=tokens, grad_norm=norm.item())
+
+def _check_step(trained, parts, step_in_backward, scaler, several):
+    "What cannot be done is said before anything is."
+    if any(p.dtype == torch.float16 for p in trained): raise ValueError("float16 weights cannot be trained, small steps vanish in them: use_lora=True keeps its adapters in float32; or load in bfloat16 or float32")
+    if step_in_backward and (parts > 1 or scaler or several):
+        got = f"{parts} parts{' and a scaler' if scaler else ''}{' and a wrapper for several processes' if several else ''}"
+        raise ValueError(f"step_in_backward takes the whole batch at once, in one process and without a scaler; got {got}: leave micro_batch_size out, or use step_in_backward=False")
 
 @contextlib.contextmanager
 def _cleared(optimizer):
@@ -821,28 +827,38 @@ def save_pretrained(self:VLMWrapper,
                     merge:bool=False,  # Write one whole model with the adapters added into its weights
                    ):
     "Adapters or whole model, tokenizer and processor."
-    path, model, more, answers = Path(path), self.model, {}, dict(action_format=self.action_format, grid=self.grid)
-    path.mkdir(parents=True, exist_ok=True)
-    if not self.adapters or merge:
-        if merge and hasattr(self.config, "quantization_config"): raise ValueError("adapters cannot be merged into 8- or 4-bit weights without loss: save the adapters, load them on the model in bfloat16, VLMWrapper(folder, torch_dtype='bfloat16'), and merge there")
-        if merge and self.adapters: model = _apart(copy.deepcopy(model)).merge_and_unload()
-        model.config.vlm_agent = {k: v for k, v in {**(getattr(model.config, "vlm_agent", None) or {}), **answers}.items() if v is not None}
-    else:
-        more = dict(save_embedding_layers=any(len(getattr(m, "lora_embedding_A", ())) for m in model.modules()))  # "auto" would ask the Hub
-        if self._source.own and Path(self._source.base).resolve() != (path/"base").resolve():  # another model's base may lie there
-            aside = path/"base.tmp"; shutil.rmtree(aside, ignore_errors=True); shutil.copytree(self._source.base, aside)
-            shutil.rmtree(path/"base", ignore_errors=True); aside.replace(path/"base")
-        if others := [a for a in self.adapters if a != "default"]: warnings.warn(f"adapters other than 'default' are saved in folders of their own: VLMWrapper('{path/others[0]}') opens {others[0]!r}", stacklevel=2)
-    for c in getattr(model, "peft_config", {}).values() if self._source.base else (): c.base_model_name_or_path = "base" if self._source.own else str(Path(self._source.base).resolve()) if Path(self._source.base).exists() else self._source.base
-    model.save_pretrained(path, **more)
-    if more: (path/_SAID).write_text(json.dumps(answers) + "\n")
-    else:
-        said = path/"config.json"; said.write_text(json.dumps({**json.loads(said.read_text()), "dtype": str(self.dtype).removeprefix("torch.")}, indent=2) + "\n")  # not that of a frozen tower
-        for left in ("adapter_config.json", "adapter_model.safetensors", _SAID): (path/left).unlink(missing_ok=True)  # another model's: the whole one is there now
+    path = Path(path); path.mkdir(parents=True, exist_ok=True)
+    if self.adapters and not merge: _save_adapters(self, path)
+    else: _save_whole(self, path)
     self.processor.save_pretrained(path)
-    if self._source.base and (kind := _processor_class(self._source.base)) not in (None, _processor_class(path)):  # the embedded base's is one that asks for no torchvision
-        said = path/"processor_config.json"; said.write_text(json.dumps({**json.loads(said.read_text()), "processor_class": kind}, indent=2) + "\n")
-        (path/"video_preprocessor_config.json").unlink(missing_ok=True)
+    _keep_processor_class(self._source.base, path)
+
+def _save_adapters(vlm, path):
+    "Adapters, what they are adapters of, and the base itself where nobody else has it."
+    source = vlm._source; base = Path(source.base)
+    if others := [a for a in vlm.adapters if a != "default"]: warnings.warn(f"adapters other than 'default' are saved in folders of their own: VLMWrapper('{path/others[0]}') opens {others[0]!r}", stacklevel=3)
+    if source.own and base.resolve() != (path/"base").resolve():  # another model's base may lie there
+        aside = path/"base.tmp"; shutil.rmtree(aside, ignore_errors=True); shutil.copytree(base, aside)
+        shutil.rmtree(path/"base", ignore_errors=True); aside.replace(path/"base")
+    if source.base:
+        for c in vlm.model.peft_config.values(): c.base_model_name_or_path = "base" if source.own else str(base.resolve()) if base.exists() else source.base
+    vlm.model.save_pretrained(path, save_embedding_layers=any(len(getattr(m, "lora_embedding_A", ())) for m in vlm.model.modules()))  # "auto" would ask the Hub
+    (path/_SAID).write_text(json.dumps(_answers(vlm)) + "\n")
+
+def _save_whole(vlm, path):
+    "One whole model, adapters merged into it."
+    model = vlm.model
+    if vlm.adapters:
+        if hasattr(vlm.config, "quantization_config"): raise ValueError("adapters cannot be merged into 8- or 4-bit weights without loss: save the adapters, load them on the model in bfloat16, VLMWrapper(folder, torch_dtype='bfloat16'), and merge there")
+        model = _apart(copy.deepcopy(model)).merge_and_unload()
+    model.config.vlm_agent = {k: v for k, v in {**(getattr(model.config, "vlm_agent", None) or {}), **_answers(vlm)}.items() if v is not None}
+    model.save_pretrained(path)
+    _set(path/"config.json", dtype=str(vlm.dtype).removeprefix("torch."))  # not that of a frozen tower
+    for left in ("adapter_config.json", "adapter_model.safetensors", _SAID): (path/left).unlink(missing_ok=True)  # another model's: the whole one is there now
+
+def _answers(vlm): return dict(action_format=vlm.action_format, grid=vlm.grid)
+
+def _set(path, **values): path.write_text(json.dumps({**json.loads(path.read_text()), **values}, indent=2) + "\n")
 
 def _apart(model):
     "The model with a head of its own, where head and embedding are one matrix and one of them has an adapter: merging changes one of them only."
@@ -852,6 +868,12 @@ def _apart(model):
     inner[1].weight = nn.Parameter(inner[1].weight.detach().clone(), requires_grad=False)
     base.config.tie_word_embeddings = base.config.get_text_config(decoder=True).tie_word_embeddings = False
     return model
+
+def _keep_processor_class(base, path):
+    "The embedded base's processor is one that asks for no torchvision."
+    if not base or (kind := _processor_class(base)) in (None, _processor_class(path)): return
+    _set(path/"processor_config.json", processor_class=kind)
+    (path/"video_preprocessor_config.json").unlink(missing_ok=True)
 
 def _processor_class(folder):
     said = Path(folder)/"processor_config.json"

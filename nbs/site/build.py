@@ -225,6 +225,11 @@ def offline():
         if "@import" in css: path.write_text(re.sub(r"@import\s*(url\([^)]*\)|\"[^\"]*\"|'[^']*')\s*;", "", css), encoding="utf-8")
 
 
+def without_pictures():
+    "A language model reads the Markdown copies of the pages: a picture there is its alt text."
+    for path in (PROC/"_site").rglob("*.llms.md"): path.write_text(re.sub(r"data:image/[\w+]+;base64,[\w+/=]+", "", path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
 def build(quarto=shutil.which("quarto")):
     "Write the project, render it, and put it into _docs/."
     write_project()
@@ -232,7 +237,7 @@ def build(quarto=shutil.which("quarto")):
     else:
         import smalldocs.site
         for warning in smalldocs.site.build(PROC, quiet=True).warnings: print("warning:", warning, file=sys.stderr)
-    offline()
+    offline(); without_pictures()
     shutil.rmtree(DOCS, ignore_errors=True); shutil.copytree(PROC/"_site", DOCS)
     print(f"{sum(1 for _ in DOCS.rglob('*.html'))} pages, {sum(p.stat().st_size for p in DOCS.rglob('*') if p.is_file()) / 2**20:.1f} MB in {DOCS.relative_to(ROOT)}/, made by {'Quarto' if quarto else 'smalldocs'}; to read them: python -m http.server -d _docs")
 
