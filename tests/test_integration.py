@@ -232,9 +232,13 @@ def test_callbacks_may_do_what_they_like_with_an_event(tmp_path):
 
 
 def test_what_acts_elsewhere_is_counted(tmp_path):
-    import os
-    began = sum(os.times()[:2]); r = small(tmp_path/"run", max_lag=1); own = sum(os.times()[:2]) - began
-    assert r.summary["cpu_seconds"] > own + 3  # the process that acts has loaded torch at least
+    import torch
+    was = torch.get_num_threads(); torch.set_num_threads(4); during = []
+    try:
+        began = sum(os.times()[:2]); r = small(tmp_path/"run", max_lag=1, callbacks=(lambda e: during.append(torch.get_num_threads()),)); own = sum(os.times()[:2]) - began
+        assert r.summary["cpu_seconds"] > own + 3  # the process that acts has loaded torch at least
+        assert during[-1] == 2 and torch.get_num_threads() == 4  # each of the two processes has half of the threads
+    finally: torch.set_num_threads(was)
 
 
 @pytest.mark.filterwarnings("ignore:this CPU has no instructions")

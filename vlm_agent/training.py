@@ -465,9 +465,10 @@ def acted(folder):
 # %% ../nbs/13_training.ipynb #5a24d1b8
 class Actor:
     "A process that acts with a checkpoint's weights; it dies with this one."
-    def __init__(self, **how): # See `_actor`
+    def __init__(self, threads=None, # Of torch; None: its own choice
+                 **how):             # See `_actor`
         self.process = subprocess.Popen([sys.executable, "-c", "from vlm_agent.training import _actor; _actor()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
-                                        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)})
+                                        env={**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {}), "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)})
         self.rounds = []; self._say(how)
 
     def _say(self, what): self.process.stdin.write(json.dumps(what) + "\n"); self.process.stdin.flush()
@@ -755,7 +756,7 @@ def train_with_orchestration(
         run.round = run.restore()
         if main: run.callbacks = [*([ProgressBar(warm + num_training_steps)] if progress else []), draw_curves(folder.path), *([track(everyone, trainer.step)] if log_with else []), *callbacks]
         shown = _demonstrations(demonstrations, run, task)
-        if max_lag: run.actor = Actor(**how, ui_env_url=ui_env_url, task=task, num_envs=num_envs, seed=seed, model=_how_loaded(model)); stack.callback(run.actor.close)
+        if max_lag: run.actor = Actor(_half_the_threads(stack) if model.device.type == "cpu" else None, **how, ui_env_url=ui_env_url, task=task, num_envs=num_envs, seed=seed, model=_how_loaded(model)); stack.callback(run.actor.close)
         while run.round < rounds and (target_success is None or _last_success(run) < target_success):
             run.round += 1
             if run.round == 0:
@@ -792,6 +793,11 @@ def _finish(run):
     run.trainer.save(run.folder.final, optimizer=False, round=run.round)
     write_whole(run.folder.path/"summary.json", json.dumps(_summary(run, *run.seconds()), indent=1))  # the sign that a run is finished
     _draw(run.folder.path)
+
+def _half_the_threads(stack):
+    "How many threads the other of two processes gets on a CPU, and this one from now on: on the same cores they would wait for each other, several times as long as they compute."
+    was = torch.get_num_threads(); torch.set_num_threads(max(1, was // 2)); stack.callback(torch.set_num_threads, was)
+    return torch.get_num_threads()
 
 def _how_loaded(model):
     "Arguments of `load_model` for another process that acts."
