@@ -10,9 +10,9 @@ from torch.utils._pytree import tree_leaves
 
 from conftest import ROOT
 
-from vlm_agent import VLMWrapper, wrapper
+from vlm_agent import VLMWrapper, memory, wrapper
 from vlm_agent.core import Observation, Prediction, Step, Task, Trajectory
-from vlm_agent.memory import PeakTracker, _batch, _facts, _measured, _parts, check_memory, known_models, predict_memory, settings_of, skeleton
+from vlm_agent.memory import MemoryReport, PeakTracker, _batch, _facts, _measured, _parts, check_memory, known_models, largest_batch, predict_memory, settings_of, skeleton
 from vlm_agent.rejection_sampling import Sample
 from vlm_agent.training import Trainer
 
@@ -162,3 +162,13 @@ def test_a_loaded_model_is_described_as_it_is():
     assert (said["quantization"], said["torch_dtype"], said["gradient_checkpointing"], said["freeze_vision"], said["lora_config"].r) == ("4bit", "bfloat16", True, False, 4)
     batch = _batch(vlm, True, (160, 210), 2, None, None, 1)
     assert check_memory(vlm, batch, 1).by_category["weights"] < check_memory(VLMWrapper("tiny:qwen2_vl", device="cpu", use_lora=True, lora_config={"r": 4}), batch, 1).by_category["weights"] / 2
+
+
+@pytest.mark.parametrize("flat, most", [(1, 37), (30, 37), (3000, 5000)])
+def test_the_largest_batch_is_found_where_few_samples_hide(monkeypatch, flat, most):
+    "Up to `flat` samples something else is the peak; from there on each takes a MiB."
+    asked = []
+    def once(model, batch_size, **_): asked.append(batch_size); return MemoryReport((100 + max(flat, batch_size)) * 2**20)
+    monkeypatch.setattr(memory, "_once", once)
+    assert largest_batch("a model", (100 + most + 0.5) / 1024 / 0.94) == most
+    assert max(asked) <= 8 * most and len(asked) < 12

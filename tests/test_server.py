@@ -352,8 +352,13 @@ def test_any_openenv_server_with_a_screenshot_will_do(tmp_path, kind):
 
 @pytest.mark.parametrize("action, said", [({"type": "click", "x": 1, "y": 2}, 'mouse_click(1, 2, button="left")'), ({"type": "type", "text": 'say "hi"\n', "submit": True}, 'keyboard_type("say \\"hi\\"\\n")\nkeyboard_press("Enter")'),
                                           ({"type": "key", "keys": ["ctrl", "a"]}, 'keyboard_press("Control+a")'), ({"type": "scroll", "x": 1, "y": 2, "dy": 3}, "mouse_move(1, 2)\nscroll(0, 3)"),
-                                          ({"type": "drag", "x": 1, "y": 2, "x2": 3, "y2": 4}, "mouse_drag_and_drop(1, 2, 3, 4)"), ({"type": "double_click", "x": 1, "y": 2}, 'mouse_dblclick(1, 2, button="left")')])
+                                          ({"type": "drag", "x": 1, "y": 2, "x2": 3, "y2": 4}, "mouse_drag_and_drop(1, 2, 3, 4)"), ({"type": "double_click", "x": 1, "y": 2}, 'mouse_dblclick(1, 2, button="left")'),
+                                          ({"type": "done"}, 'send_msg_to_user("success")'), ({"type": "done", "status": "failure"}, 'report_infeasible("failure")')])
 def test_browsergyms_words(action, said): assert browsergym_action(action) == {"action_str": said}
+
+
+def test_what_browsergym_has_no_words_for_is_refused():
+    with pytest.raises(ActionError, match="once or twice"): browsergym_action({"type": "click", "x": 1, "y": 2, "count": 3})
 
 
 def pip_venv(path, *packages, deps=True):

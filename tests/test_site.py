@@ -225,6 +225,15 @@ def test_the_report_is_small_and_goes_by_keyboard(run, chromium):
         assert not wrong, wrong
 
 
+def test_the_report_of_a_run_that_is_not_finished(tmp_path):
+    judged = dict(event="evaluation", round=0, name="untrained", step=0, success=0.25, low=0.2, high=0.3, episodes=200)
+    (tmp_path/"metrics.jsonl").write_text(json.dumps(judged) + "\n")
+    page = write_report(tmp_path).read_text()
+    assert "untrained (zero-shot)</td><td>25.0%" in page and "after rejection sampling" not in page
+    (tmp_path/"summary.json").write_text(json.dumps(dict(untrained=judged, trained=judged, rounds=0)))
+    assert "after rejection sampling" not in write_report(tmp_path).read_text()  # there was no round
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_report_is_readable(run, chromium, scheme):
     path = run/"report.html"

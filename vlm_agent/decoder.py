@@ -1007,14 +1007,16 @@ class ActionDecoder:
         "The last complete action of an answer, in pixels of the screenshot; `ActionDecodeError` where there is none."
         return self._decode(text, size, model_size, 1)[0]
 
-    def decode_all(self, text:str,             # What the model said
+    def decode_all(self,
+                   text:str,                 # What the model said
                    size:tuple=None,          # (width, height) of the screenshot in pixels, as in `decode`
                    model_size:tuple=None,    # (width, height) at which the model saw it
                   )->list:                   # Action dicts, points in pixels of the screenshot
         "Every complete action of an answer, in order, at least one; `ActionDecodeError` where there is none."
         return self._decode(text, size, model_size, None)
 
-    def encode(self, action:dict,            # `{"type": "click", "x": 100, "y": 200}`, points in pixels of the screenshot
+    def encode(self,
+               action:dict,                  # `{"type": "click", "x": 100, "y": 200}`, points in pixels of the screenshot
                size:tuple=None,              # (width, height) of the screenshot in pixels; needed where coordinates are shares of it
                model_size:tuple=None,        # (width, height) at which the model sees it; needed where coordinates count those pixels
               )->str:

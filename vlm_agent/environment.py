@@ -102,7 +102,8 @@ class ScreenEnv(gym.Env):
         self.steps, self.running = 0, True
         return self._observation(), {"seed": seed, **info}
 
-    def step(self, action): # An action dict of `ACTIONS` -> (observation, reward, terminated, truncated, info), as Gymnasium has it
+    def step(self,
+             action:dict): # Of `ACTIONS`; -> (observation, reward, terminated, truncated, info), as Gymnasium has it
         "Do one action. `ActionError` for one that cannot be: nothing has happened, and the episode goes on; any other error ends it."
         if not self.running: raise gym.error.ResetNeeded("the episode is over or has not begun: call reset()")
         action = self.check(action)  # ActionError: nothing has happened, the episode goes on

@@ -520,8 +520,9 @@ def largest_batch(model,         # What `predict_memory` takes
             (low, a), (high, b) = (high, b), (n, takes(n))  # not further at once: few samples may hide behind what does not grow with them
         else:
             if (n := min(n, high - 1)) <= low: return low
-            if (c := takes(n)).fits(gpu_gb): return n
-            high, b = n, c
+            c = takes(n)
+            if c.fits(gpu_gb): low, a = n, c
+            else: high, b = n, c
 
 # %% ../nbs/12_memory_profiling.ipynb #583b3d83
 SETTINGS = {  # the settings that people choose from

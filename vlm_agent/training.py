@@ -444,18 +444,17 @@ def act_round(runner,      # A `TaskRunner`
               folder:Path, # `rounds/0003`
               round:int,
               step:int,    # Optimizer steps that the policy has taken
-              told=None,   # Called now and then with how many episodes are there, and how many of them succeeded
-             )->float:     # Seconds
+              told=None):  # Called now and then with how many episodes are there, and how many of them succeeded
     "The episodes of a round, on disk."
     start, file, some = time.perf_counter(), TrajectoryFile(folder), 2 * len(runner.envs)
     if folder.exists(): shutil.rmtree(folder)
     there = won = 0
     for i in range(0, len(tasks), some):
         try:
-            acted = runner.collect(tasks[i:i + some], k=k, round=round); file.append(*acted)
-            there += len(acted); won += sum(t.success for t in acted)
-            if told: told(there, won)
+            found = runner.collect(tasks[i:i + some], k=k, round=round); file.append(*found)
         except RunError as e: file.append(*e.trajectories); raise  # what was finished explains what went wrong
+        there += len(found); won += sum(t.success for t in found)
+        if told: told(there, won)
     write_whole(folder/"acted.json", json.dumps(dict(seconds=time.perf_counter() - start, policy=step)))
 
 def acted(folder):

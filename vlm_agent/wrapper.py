@@ -104,9 +104,9 @@ def _find(name):
     if config is None: return _Source(name)
     if not isinstance(base := json.loads(Path(config).read_text()).get("base_model_name_or_path"), str): raise ValueError(f"{name}: adapter_config.json does not name the model that the adapter is for: write it there as base_model_name_or_path")
     if cached_file(name, "adapter_model.safetensors", _raise_exceptions_for_missing_entries=False) is None: raise OSError(f"{name} does not appear to have a file named adapter_model.safetensors")
-    if Path(base).is_absolute(): return _Source(base, name)
-    beside = next((p for p in (Path(name)/base, Path(name).parent/base) if p.exists()), None) if base == "base" else Path(name)/base  # an adapter with a name of its own is saved one folder below
-    return _Source(str(beside), name, own=True) if beside is not None and beside.exists() else _Source(base, name)
+    places = [] if Path(base).is_absolute() else [Path(name)/base]
+    if base == "base": places.append(Path(name).parent/base)  # an adapter with a name of its own is saved one folder below
+    return next((_Source(str(p), name, own=True) for p in places if p.exists()), _Source(base, name))
 
 # %% ../nbs/04_wrapper.ipynb #359511a8
 def _chain(e):
@@ -115,8 +115,8 @@ def _chain(e):
 @contextlib.contextmanager
 def _loading(name):
     "Errors of loading, with their remedy."
-    from safetensors import SafetensorError
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from safetensors import SafetensorError
     def because(*kinds): return any(isinstance(c, kinds) for c in _chain(error))
     try: yield
     except SafetensorError as e: raise ValueError(f"{name} holds a file of weights that cannot be read ({e}): it was not copied or downloaded to its end; fetch it again") from e
@@ -682,12 +682,12 @@ def answer_nll(self:VLMWrapper, images, prompts, answers)->torch.Tensor: # (B,)
         logits, target, mask = self.answer_logits(images, prompts, answers)
         return (F.cross_entropy(logits.transpose(1, 2), target, reduction="none") * mask).sum(1)
     groups = {}  # one question -> (what the processor makes of it, places in the batch)
-    for i, (pictures, prompt) in enumerate(_paired(images, prompts)):
-        names, row = self._ask(pictures, prompt)
-        groups.setdefault((names, prompt), (row, []))[1].append(i)
-    asked = [self._question(names, row) for (names, _), (row, _) in groups.items()]
     with _ONE_AT_A_TIME:
         if torch.is_grad_enabled(): self._merged.forget()  # learning needs the room
+        for i, (pictures, prompt) in enumerate(_paired(images, prompts)):
+            names, row = self._ask(pictures, prompt)
+            groups.setdefault((names, prompt), (row, []))[1].append(i)
+        asked = [self._question(names, row) for (names, _), (row, _) in groups.items()]
         nll = answer_nll(self.model, self.family, self._features, asked, [[answers[i] for i in where] for _, where in groups.values()])
     order = [i for _, where in groups.values() for i in where]
     return torch.stack([one.sum() for own in nll for one in own])[torch.tensor(order).argsort()]
@@ -697,9 +697,9 @@ PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # of `
 
 def make_optimizer(name:str,            # "adamw", or "adamw8bit" (bitsandbytes) for a quarter of its memory
                    parameters:list,     # What is trained
-                   lr:float=1e-3,             # Learning rate
-                   betas:tuple=(0.9, 0.95),   # Decay of the running means of gradients and of their squares, each in [0, 1)
-                   weight_decay:float=0.01,   # Decoupled, times the learning rate a step
+                   lr:float=1e-3,       # Learning rate
+                   betas:tuple=(0.9, 0.95), # Decay of the running means of gradients and of their squares, each in [0, 1)
+                   weight_decay:float=0.01, # Decoupled, times the learning rate a step
                   )->torch.optim.Optimizer:
     "The optimizers by name."
     if name == "adamw": return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)  # one kernel, without copies of the parameters on the way
