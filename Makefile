@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 TASK ?=
 MODEL ?= tiny
 ARGS ?=
-PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+CONSTRAINTS ?= -c constraints.txt
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check $(CONSTRAINTS)
 HERE := --config-settings editable_mode=compat  # importable from the folder above a clone too, where vlm_agent/ is the clone
 export TOKENIZERS_PARALLELISM = false
 export OMP_NUM_THREADS ?= 1  # the tiny model is fastest on one thread
@@ -34,7 +35,7 @@ train: $(VENV)/.run $(if $(filter miniwob/% web:%,$(TASK)),chromium)  ## train M
 eval: $(VENV)/.run  ## look at what the last training run made
 	$(BIN)/python examples/train_qwen2_vl.py --mode test $(if $(TASK),--task $(TASK)) $(ARGS)
 
-test: $(VENV)/.dev chromium  ## notebooks clean, in sync and green, and all of tests/
+test: $(VENV)/.dev chromium  ## notebooks clean, in sync and green, and all of tests/; with the newest of everything: make test VENV=.venv-newest CONSTRAINTS=
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 test-slow: $(VENV)/.dev chromium  ## the cells and tests that take minutes

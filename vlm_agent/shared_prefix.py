@@ -339,6 +339,11 @@ def two_parts(text, attend=None): # By Hugging Face's own attention function for
     return attending_by("two_parts", partial(_two_parts, attend or sdpa_attention_forward), [text])
 
 # %% ../nbs/03_shared_prefix.ipynb #7042290f
+def _cache_word(module # A model, or a layer of it
+              )->str:
+    "What its `forward` calls a cache: `cache` since transformers 5.24, and `past_key_values` before."
+    return "cache" if "cache" in inspect.signature(type(module).forward).parameters else "past_key_values"
+
 class _Enough(Exception): pass
 
 class _Write:
@@ -356,15 +361,16 @@ class _AtRows(nn.Module):
     def __getattr__(self, name):
         try: return super().__getattr__(name)
         except AttributeError: return getattr(super().__getattr__("layer"), name)
-    def forward(self, hidden, attention_mask=None, position_embeddings=None, past_key_values=None, position_ids=None, **kwargs):
-        cache, rows = _Write(), self.rows
+    def forward(self, hidden, attention_mask=None, position_embeddings=None, position_ids=None, **kwargs):
+        word, rows, written = _cache_word(self.layer), self.rows, _Write()
+        held = kwargs.pop(word, None)
         def at(t): return t.expand(len(rows), -1, -1).gather(1, rows[..., None].expand(-1, -1, t.shape[-1]))
         with contextlib.suppress(_Enough):
-            self.layer.self_attn(hidden_states=self.layer.input_layernorm(hidden), position_embeddings=position_embeddings, attention_mask=attention_mask, past_key_values=cache, **kwargs)
-        if past_key_values is not None: cache.keys, cache.values = past_key_values.update(cache.keys, cache.values, cache.layer_idx)
+            self.layer.self_attn(hidden_states=self.layer.input_layernorm(hidden), position_embeddings=position_embeddings, attention_mask=attention_mask, **{**kwargs, word: written})
+        if held is not None: written.keys, written.values = held.update(written.keys, written.values, written.layer_idx)
         if attention_mask is None: mask = torch.arange(hidden.shape[1], device=rows.device) <= rows[..., None]
         else: mask = attention_mask[:, 0].gather(1, (rows - hidden.shape[1] + attention_mask.shape[2])[..., None].expand(-1, -1, attention_mask.shape[-1]))
-        return self.layer.forward(at(hidden), attention_mask=mask[:, None], position_embeddings=tuple(map(at, position_embeddings)), past_key_values=_Read(cache.keys, cache.values), **kwargs)
+        return self.layer.forward(at(hidden), attention_mask=mask[:, None], position_embeddings=tuple(map(at, position_embeddings)), **{**kwargs, word: _Read(written.keys, written.values)})
 
 @contextlib.contextmanager
 def last_layer_at(text, # The text model
@@ -419,14 +425,14 @@ def sample_answers(model, family, see, # A Hugging Face or PEFT model, its famil
                   )->list:             # Token ids of len(prompts) * k answers, the end token included
     "k answers to each prompt, one token of all of them at a time."
     from transformers import DynamicCache
-    out, text, device = [[] for _ in range(len(prompts) * k)], see.text, model.device
+    out, text, device, word = [[] for _ in range(len(prompts) * k)], see.text, model.device, _cache_word(base_of(model))
     for where in buckets([len(p.ids) for p in prompts], slack=1.5):
         own = [prompts[i] for i in where]
         x = {key: t.to(device) for key, t in side_by_side(own, [[[0]]] * len(own), family.prompt_sees_all).items()}
         P, cache = x["ids"].shape[1], DynamicCache(config=model.config.get_text_config(decoder=True))
         held = torch.tensor([[j < len(p.ids) - 1 or j == P - 1 for j in range(P)] for p in own], device=device)  # what is prompt, and not padding
         with two_parts(text, see.attend), last_layer_at(text, x["rows"]):
-            logits = model(input_ids=x["ids"], position_ids=_positions(x["positions"]), attention_mask=x["mask"], past_key_values=cache, use_cache=True, **_shown(see([one for p in own for one in p.pictures]))).logits
+            logits = model(input_ids=x["ids"], position_ids=_positions(x["positions"]), attention_mask=x["mask"], use_cache=True, **{word: cache}, **_shown(see([one for p in own for one in p.pictures]))).logits
         alive = torch.tensor([[i * k + j for j in range(k)] for i in where])                    # (B, k) numbers of samples
         ended, behind = torch.zeros_like(alive, dtype=torch.bool), torch.tensor([p.next for p in own], device=device)
         logits, same, lasting = logits[:, -1:].repeat(1, k, 1), torch.eye(k, dtype=torch.bool, device=device), torch.tensor(sorted(ends))
@@ -444,7 +450,7 @@ def sample_answers(model, family, see, # A Hugging Face or PEFT model, its famil
                 unseen = ~torch.cat([held[:, None].expand(-1, k, -1), same.repeat(1, step + 1).expand(len(held), -1, -1)], -1)[:, None]
                 at = (behind[:, None] + step).expand(-1, k)
                 mask = torch.zeros_like(unseen, dtype=logits.dtype).masked_fill_(unseen, float("-inf"))  # what each layer would make of it
-                logits = model(input_ids=tokens, position_ids=at.expand(3, -1, -1) if len(x["positions"]) == 3 else at, attention_mask=mask, past_key_values=cache, use_cache=True).logits
+                logits = model(input_ids=tokens, position_ids=at.expand(3, -1, -1) if len(x["positions"]) == 3 else at, attention_mask=mask, use_cache=True, **{word: cache}).logits
     return out
 
 # %% ../nbs/03_shared_prefix.ipynb #c4c7ef40
@@ -509,7 +515,7 @@ def _source(f):
 def _in_one(kind, backend):
     "The same kind of module with its small steps compiled; None where there are none."
     if hasattr(kind, "small_steps"): return None
-    forward = kind.forward; code = getattr(forward, "__code__", None)
+    forward = inspect.unwrap(kind.forward); code = getattr(forward, "__code__", None)  # below what takes names of old
     if kind.__name__.endswith("RMSNorm") or kind.__name__ == "QuickGELUActivation": quick = _compiled(forward, backend)
     elif rotations := [n for n in getattr(code, "co_names", ()) if n.startswith("apply_") and "rotary" in n and n in forward.__globals__]:
         quick = types.FunctionType(code, {**forward.__globals__, **{n: _compiled(forward.__globals__[n], backend) for n in rotations}}, forward.__name__, forward.__defaults__, forward.__closure__)
