@@ -19,15 +19,15 @@ sys.path.insert(0, str(Path(__file__).with_suffix("")))  # pretrain_tiny/: folde
 import numpy as np
 import torch
 
-from folder import REPLY, build_image_processor, build_model, build_tokenizer, save
+from folder import GRID, REPLY, build_image_processor, build_model, build_tokenizer, save
 from packed import PRECISION, Teacher, products
 from scenes import EASY, MIX, as_seen, crowd, scene
 
 TASKS = ("colour", "text", "shape", "single")
 
 
-def learning_rate(step, steps, warm=50, decay=0.6):
-    "The share of the full rate: a short rise, a plateau, a straight way down to 1 %."
+def learning_rate(step, steps, decay, warm=50):
+    "The share of the full rate: a short rise, a plateau, and over the last `decay` of the steps a straight way down to 1 %."
     return min(1, (step + 1)/warm) * min(1, (1 - step/steps)/decay + 0.01)
 
 
@@ -92,13 +92,19 @@ def answers(teacher, images, goals, max_new_tokens=12):
     return said
 
 
+def reachable(goal):
+    "Some answer hits it: coordinates are said on the centres of bins, and the inner part of a small triangle can lie between two of them."
+    x, y, w, h = goal.box
+    return (x - GRID/2)//GRID < (x + w - GRID/2)//GRID and (y - GRID/2)//GRID < (y + h - GRID/2)//GRID
+
+
 def held_out(seed, n):
     "{task: [(image, goal)]}, scenes that training never draws."
     rng, out = random.Random(seed), {}
     for task in TASKS:
         out[task] = []
         while len(out[task]) < n:
-            s = scene(rng, task, strange=0.0); fit = [g for g in s.goals if g.task == task]
+            s = scene(rng, task, strange=0.0); fit = [g for g in s.goals if g.task == task and reachable(g)]
             if fit: out[task].append((s.image, rng.choice(fit)))
     return out
 
@@ -132,6 +138,7 @@ def main():
     p.add_argument("--vision-steps", type=int, default=2300, help="of stage 1, 12 crowded screens each")
     p.add_argument("--steps", type=int, default=4300, help="of stage 2, 8 screens each")
     p.add_argument("--crowds", type=int, default=3, help="crowded screens beside them, for the tower alone")
+    p.add_argument("--decay", type=float, default=0.6, help="share of stage 2 in which the learning rates fall")
     p.add_argument("--easy", type=int, default=320, help="first steps of stage 2, with mostly colours and shapes")
     p.add_argument("--plain", type=float, default=0.6, help="share of answers that do not name the thing first")
     p.add_argument("--ground", type=float, default=1.0, help="weight of the grounding loss; 0: none")
@@ -173,7 +180,7 @@ def main():
             parts = dict(dense=loss.item())
         else:
             at = done - a.vision_steps
-            stage, share = "goals", learning_rate(at, a.steps)
+            stage, share = "goals", learning_rate(at, a.steps, a.decay)
             scenes = [scene(rng, mix=EASY if at < a.easy else MIX) for _ in range(8)]
             loss, parts = teacher(scenes, [questions(teacher, rng, s, a.plain) for s in scenes], [crowd(rng) for _ in range(a.crowds)])
         optimizer.step(loss, share)

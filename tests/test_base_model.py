@@ -111,6 +111,15 @@ def test_the_card_tells_the_measured_figures():
     for task, share in final.items(): assert f"{share:.1%}".replace("%", " %") in card, f"{task}: {share:.1%} is not in the card"
 
 
+def test_every_held_out_goal_can_be_hit():
+    "Coordinates are said on the centres of bins: a target between two of them would be lost whatever is said."
+    from pretrain_tiny import held_out, hits
+    from folder import GRID
+    goals = [g for rows in held_out(10_000_019, 96).values() for _, g in rows]
+    centres = [(x, y) for x in range(GRID//2, 160, GRID) for y in range(GRID//2, 210, GRID)]
+    assert [g for g in goals if not any(hits(g, f"click({x}, {y})") for x, y in centres)] == []
+
+
 def test_muon_by_shapes_takes_the_steps_of_torchs():
     from pretrain_tiny import Muon
     torch.manual_seed(0)
