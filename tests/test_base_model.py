@@ -106,7 +106,7 @@ def test_it_follows_instructions(wrapped, spec, least):
 
 
 def test_the_card_tells_the_measured_figures():
-    card, log = (BASE/"README.md").read_text(), [json.loads(l) for l in (ROOT/"examples"/"pretrain_tiny"/"seed_0.jsonl").read_text().splitlines()]
+    card, log = (BASE/"README.md").read_text(), [json.loads(l) for l in (ROOT/"examples"/"pretrain_tiny"/"shipped_seed_0.jsonl").read_text().splitlines()]
     final = next(l["final"] for l in log if "final" in l)
     for task, share in final.items(): assert f"{share:.1%}".replace("%", " %") in card, f"{task}: {share:.1%} is not in the card"
 
@@ -118,6 +118,22 @@ def test_every_held_out_goal_can_be_hit():
     goals = [g for rows in held_out(10_000_019, 96).values() for _, g in rows]
     centres = [(x, y) for x in range(GRID//2, 160, GRID) for y in range(GRID//2, 210, GRID)]
     assert [g for g in goals if not any(hits(g, f"click({x}, {y})") for x, y in centres)] == []
+
+
+def test_things_that_look_alike_are_for_training_only(monkeypatch):
+    "Half of the screens are easily confused, the held-out ones are what they were."
+    import pretrain_tiny as recipe
+    from folder import LABELS
+    from scenes import scene
+    rng, asked = random.Random(0), []
+    def looks(kind, alike): return [scene(rng, kind, strange=0.0, alike=alike).things for _ in range(60)]
+    def colours(things): return {t.colour for t in things}
+    assert all(len(colours(things)) <= 2 for things in looks("shape", 1.0)) and any(len(colours(things)) > 2 for things in looks("shape", 0.0))
+    def spread(things): n = [len(t.word) for t in things if t.word in LABELS]; return max(n) - min(n)
+    assert max(map(spread, looks("text", 1.0))) <= 3 < max(map(spread, looks("text", 0.0)))
+    def recorded(*args, **how): asked.append(how); return scene(*args, **how)
+    monkeypatch.setattr(recipe, "scene", recorded); recipe.held_out(0, 2)
+    assert asked and all(how["alike"] == 0 for how in asked)
 
 
 def test_muon_by_shapes_takes_the_steps_of_torchs():

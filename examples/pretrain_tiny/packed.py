@@ -83,7 +83,7 @@ class Teacher(nn.Module):
         x = x.view(B, 3, ROWS, PATCH, COLS, PATCH).permute(0, 2, 4, 1, 3, 5).reshape(B, N_IMAGE, -1)
         indices, weights, cos, sin = self.grid
         conv = v.patch_embed.proj
-        h = (F.linear(x, conv.weight.flatten(1), conv.bias) + (v.pos_embed(indices) * weights[:, :, None]).sum(1)).to(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32)
+        h = (F.linear(x, conv.weight.flatten(1), conv.bias) + (v.pos_embed(indices) * weights[:, :, None]).sum(1))
         for i, block in enumerate(v.blocks):
             y = block.norm1(h)
             q, k, u = block.attn.qkv(y).view(B, N_IMAGE, 3, block.attn.num_heads, -1).permute(2, 0, 3, 1, 4)
@@ -143,8 +143,8 @@ class Teacher(nn.Module):
             looked, shortcut = self.look(np.stack([as_seen(s.image) for s in shown]))
             seen, shortcut = looked[:len(scenes)], shortcut[:len(scenes) * N_IMAGE]
             prefix = E(self.prefix_ids).expand(len(ids), -1, -1)
-            x = torch.cat([prefix[:, :2], seen.to(prefix.dtype), prefix[:, -1:], E(ids)], 1).to(seen.dtype)
-            bias = torch.zeros(mask.shape, dtype=x.dtype).masked_fill_(~mask, -1e4)
+            x = torch.cat([prefix[:, :2], seen.to(prefix.dtype), prefix[:, -1:], E(ids)], 1)
+            bias = torch.zeros(mask.shape, dtype=seen.dtype).masked_fill_(~mask, -1e4)
             pictures = torch.zeros(x.shape[:2], dtype=torch.bool); pictures[:, 2:2 + N_IMAGE] = True
             asked = torch.arange(N_PREFIX, x.shape[1]).expand(len(x), -1)  # nothing is said at the picture: the last layer leaves it out
             with last_layer_at(text, asked): h = text(inputs_embeds=x, attention_mask=bias, position_ids=positions, use_cache=False, visual_pos_masks=pictures, deepstack_visual_embeds=[shortcut]).last_hidden_state

@@ -22,9 +22,10 @@ ASKS = dict(
     shape=["Click the {}.", "Click on the {}."], single=["Click the button.", "Click on the button.", "Press the button."],
     close=['Close the window with the "x".', 'Click "x".', 'Click the "x" in the corner.', 'Close the box by clicking the "x".'],
     typing=['Type "{}".', 'Enter "{}".', 'Type "{}" into the field.'])
+BY_LENGTH = sorted(LABELS, key=len)
 FONTS = ("/usr/share/fonts/truetype/liberation/LiberationSans-Regular.ttf", "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf", None)  # None: Pillow's own
 FONT_SHARES = (0.6, 0.2, 0.2)
-MIX = dict(colour=0.13, text=0.35, shape=0.2, single=0.14, both=0.06, toy=0.06, typing=0.03, window=0.03)
+MIX = dict(colour=0.11, text=0.37, shape=0.17, single=0.17, both=0.06, toy=0.06, typing=0.03, window=0.03)
 EASY = dict(colour=0.4, text=0.12, shape=0.34, single=0.06, both=0.08)  # for the first steps: colours and shapes bind before words do
 
 
@@ -193,11 +194,14 @@ def strange_goal(rng):
     return rng.choice(["Click the {} button.", "Click button {}.", 'Click "{}".', "Click on the {} colored box.", "{} {} the {}.", '{} the {} {} {}.', '{} {} {} the "{}".', "{} on the {}."]).format(*w)
 
 
-def words(rng, n, strange): return [made_up(rng) if rng.random() < strange else w for w in rng.sample(LABELS, n)]
+def words(rng, n, strange, alike=0.0):
+    "Labels of `n` things; `alike`: the chance that they come from eight of about one length."
+    at = rng.randrange(len(LABELS) - 7) if alike and rng.random() < alike else None
+    return [made_up(rng) if rng.random() < strange else w for w in rng.sample(LABELS if at is None else BY_LENGTH[at:at + 8], n)]
 
 
-def scene(rng:random.Random, kind:str=None, mix=MIX, strange:float=0.12)->Scene:
-    "A screen with all its goals; `strange` is the share of labels that are no words of the vocabulary."
+def scene(rng:random.Random, kind:str=None, mix=MIX, strange:float=0.12, alike:float=0.5)->Scene:
+    "A screen with all its goals; `strange` is the share of labels that are no words of the vocabulary, `alike` that of screens on which things are easily confused: shapes in two colours, words of about one length."
     kind = kind or rng.choices(list(mix), mix.values())[0]
     if kind == "toy": return toy_scene(rng)
     while True:
@@ -206,7 +210,8 @@ def scene(rng:random.Random, kind:str=None, mix=MIX, strange:float=0.12)->Scene:
         look = rng.choices(["button", "link", "checkbox", "tab"], [0.76, 0.08, 0.08, 0.08])[0] if kind == "text" else "button"
         colours, labels, kinds = [None] * n, [None] * n, [look] * n
         if kind == "shape":
-            pairs = rng.sample([(c, k) for c in COLOURS for k in SHAPES], n); colours, kinds = [c for c, _ in pairs], [k for _, k in pairs]
+            palette = rng.sample(COLOURS, 2) if alike and rng.random() < alike else COLOURS
+            pairs = rng.sample([(c, k) for c in palette for k in SHAPES], n); colours, kinds = [c for c, _ in pairs], [k for _, k in pairs]
             sizes = [(a, a) for a in (rng.randint(16, 40) for _ in range(n))]
         elif kind == "colour":
             colours = rng.sample(COLOURS, n)
@@ -218,7 +223,7 @@ def scene(rng:random.Random, kind:str=None, mix=MIX, strange:float=0.12)->Scene:
             sizes = [(rng.randint(24, 100), rng.randint(16, 100))] if rng.random() < 0.5 else [(a, a) for a in [rng.randint(24, 100)]]
         else:
             if kind == "both": colours = rng.sample(COLOURS, n)
-            labels, extra = words(rng, n, strange), {"checkbox": 20}.get(look, 0)
+            labels, extra = words(rng, n, strange, alike), {"checkbox": 20}.get(look, 0)
             tight = look != "button" or rng.random() < 0.6
             sizes = [(s.width(w) + extra + rng.randint(8, 16), rng.randint(s.points + 5, s.points + 10)) if tight else (rng.randint(max(36, s.width(w) + 4), max(74, s.width(w) + 6)), rng.randint(17, 42)) for w in labels]
             if kind == "typing": sizes[0] = (rng.randint(60, 140), rng.randint(18, 24)); kinds[0], labels[0] = "field", None
@@ -226,7 +231,7 @@ def scene(rng:random.Random, kind:str=None, mix=MIX, strange:float=0.12)->Scene:
         if boxes: break
     cross = s.window(boxes, top) if kind == "window" or kind == "text" and not between and rng.random() < 0.2 else None
     if kind == "window":
-        if cross is None: return scene(rng, kind, mix, strange)
+        if cross is None: return scene(rng, kind, mix, strange, alike)
         (x, y, w, h), = boxes
         for line in range(y, y + h - 11, 13): s.pen.text((x, line), " ".join(made_up(rng) for _ in range(w//30)), fill=(0, 0, 0), font=font(s.which, 10))
         boxes = []
