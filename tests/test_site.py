@@ -18,6 +18,7 @@ from urllib.parse import urldefrag, urljoin
 import numpy as np
 import pytest
 from conftest import ROOT
+from filelock import FileLock
 
 from vlm_agent.browser import find_chromium
 from vlm_agent.core import Observation, Prediction, Step, Task, Trajectory, TrajectoryFile
@@ -38,8 +39,16 @@ def served(folder):
 
 
 @pytest.fixture(scope="module")
-def built():
-    "The site, from the notebooks as they stand; `make docs` does the same."
+def built(tmp_path_factory, worker_id):
+    "The site, from the notebooks as they stand; `make docs` does the same. Where several processes test, one of them builds it, once, and the others wait."
+    if worker_id == "master": return build()
+    done = tmp_path_factory.getbasetemp().parent/"site"  # of this run, common to its processes
+    with FileLock(f"{done}.lock"):
+        if not done.exists(): build(); done.touch()
+    return ROOT/"_docs"
+
+
+def build():
     run = subprocess.run([sys.executable, str(ROOT/"nbs"/"site"/"build.py")], capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-3000:]
     assert "warning" not in run.stderr, run.stderr
