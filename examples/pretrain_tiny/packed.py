@@ -83,7 +83,7 @@ class Teacher(nn.Module):
         x = x.view(B, 3, ROWS, PATCH, COLS, PATCH).permute(0, 2, 4, 1, 3, 5).reshape(B, N_IMAGE, -1)
         indices, weights, cos, sin = self.grid
         conv = v.patch_embed.proj
-        h = (F.linear(x, conv.weight.flatten(1), conv.bias) + (v.pos_embed(indices) * weights[:, :, None]).sum(1))
+        h = F.linear(x, conv.weight.flatten(1), conv.bias) + (v.pos_embed(indices) * weights[:, :, None]).sum(1)
         for i, block in enumerate(v.blocks):
             y = block.norm1(h)
             q, k, u = block.attn.qkv(y).view(B, N_IMAGE, 3, block.attn.num_heads, -1).permute(2, 0, 3, 1, 4)
