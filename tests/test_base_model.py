@@ -106,7 +106,7 @@ def test_it_follows_instructions(wrapped, spec, least):
 
 
 def test_the_card_tells_the_measured_figures():
-    card, log = (BASE/"README.md").read_text(), [json.loads(l) for l in (ROOT/"examples"/"pretrain_tiny"/"shipped_seed_0.jsonl").read_text().splitlines()]
+    card, log = (BASE/"README.md").read_text(), [json.loads(l) for l in (ROOT/"examples"/"pretrain_tiny"/"seed_0.jsonl").read_text().splitlines()]
     final = next(l["final"] for l in log if "final" in l)
     for task, share in final.items(): assert f"{share:.1%}".replace("%", " %") in card, f"{task}: {share:.1%} is not in the card"
 

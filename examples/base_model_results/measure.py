@@ -3,8 +3,8 @@
     python examples/base_model_results/measure.py zero-shot                                  # every task of TASKS: zero_shot.json
     python examples/base_model_results/measure.py rejection --task miniwob/focus-text        # one run: rejection/TASK-full-SEED.json
     python examples/base_model_results/measure.py rejection --task miniwob/focus-text --lora # adapters on a frozen tower
-    python examples/base_model_results/measure.py rejection --task miniwob/click-test-2 --balance --drop-all-solved --rounds 5 --steps 50 --batch-size 8 --learning-rate 8e-4 --temperature 1.3
-    python examples/base_model_results/measure.py rejection --task miniwob/click-button-sequence --max-steps 2 --history 1 --demonstrations 120 --warm-start 200 --balance --drop-all-solved --rounds 6 --steps 50 --batch-size 8 --learning-rate 8e-4 --temperature 1.3
+    python examples/base_model_results/measure.py rejection --task miniwob/click-test-2 --answers-together 4 --balance --drop-all-solved --rounds 7 --steps 50 --batch-size 8 --learning-rate 5e-4 --temperature 1.3
+    python examples/base_model_results/measure.py rejection --task miniwob/click-button-sequence --answers-together 4 --max-steps 2 --history 1 --demonstrations 120 --warm-start 200 --balance --drop-all-solved --rounds 6 --steps 50 --batch-size 8 --learning-rate 8e-4 --temperature 1.3
     python examples/base_model_results/measure.py forgetting --after FOLDER                  # the base's own tasks, before and after
     python examples/base_model_results/measure.py steps --task toy/login --max-steps 6 --after FOLDER  # where on the oracle's way a trained model leaves it
     python examples/base_model_results/measure.py covered                                    # how many of click-test-2's pages hide the middle of the button that is asked for
